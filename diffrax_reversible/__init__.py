@@ -1,0 +1,15 @@
+from ._adjoint import ReversibleAdjoint as ReversibleAdjoint
+from ._controller import (
+    RecordedState as RecordedState,
+    RecordedSteps as RecordedSteps,
+    ReplayedSteps as ReplayedSteps,
+    StepRecord as StepRecord,
+)
+from ._solver import (
+    AbstractALFComposition as AbstractALFComposition,
+    AbstractReversibleSolver as AbstractReversibleSolver,
+    ALFComposition as ALFComposition,
+    ReversibleALF2 as ReversibleALF2,
+    ReversibleALF4 as ReversibleALF4,
+    ReversibleYoshida4 as ReversibleYoshida4,
+)

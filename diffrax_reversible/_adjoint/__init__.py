@@ -1,0 +1,1 @@
+from .reversible import ReversibleAdjoint as ReversibleAdjoint

@@ -1,0 +1,467 @@
+"""A differentiation rule that knows its batch: a function with a reverse sweep.
+
+`with_reverse_sweep` evaluates a function whose cotangents are found by a loop that
+walks from its outputs back to its inputs. It knows nothing of differential equations.
+
+Two primitives. `reversible_solve` is the function; its jvp rule binds it and
+`reversible_tangent`, which is linear in the tangents. Transposing that is the reverse
+sweep; evaluating it, in forward mode, is `jax.jvp` of the function.
+
+Each `jax.vmap` appends one `_Level` to both: which inputs carry its axis. That is what
+ordinary batching forgets. The sweep of a batched function is *one* unbatched loop over
+a vmapped body, in which the cotangent of a parameter is summed over the axes that the
+parameter does not carry: so it never grows those axes, and outer products become matrix
+products.
+"""
+
+import abc
+import dataclasses
+import functools as ft
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+import jax.interpreters.ad as ad
+import jax.interpreters.batching as batching
+import jax.interpreters.mlir as mlir
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from .refuse import refuse_derivative
+
+
+_CAPTURED = (
+    "`ReversibleAdjoint()` cannot differentiate with respect to a value that a callable "
+    "other than the vector field or `SaveAt(fn=...)` closes over. Pass it through "
+    "`args`, or make the callable an `equinox.Module` with the value as a field; or use "
+    "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+)
+
+
+class Inputs(eqx.Module):
+    """The inputs of a function with a reverse sweep, all of them arrays.
+
+    - `state`: differentiated; the sweep ends with its cotangent.
+    - `parameters`: differentiated; the sweep adds their cotangent up on its way.
+    - `rest`: not differentiated.
+    """
+
+    state: PyTree[Array]
+    parameters: PyTree[Array]
+    rest: PyTree[Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a sweep must know of the axes over which it is vmapped.
+
+    - `names`: of these axes.
+    - `summed`: a pytree with the structure of the perturbed parameters; for each the
+        names of the axes that it does not carry.
+    """
+
+    names: tuple[Hashable, ...]
+    summed: PyTree
+
+    def any(self, pred: Bool[Array, ""]) -> Bool[Array, ""]:
+        """Whether `pred` holds for any element of the batch; not batched itself."""
+        if len(self.names) == 0:
+            return pred
+        return lax.pmax(pred.astype(jnp.int32), self.names) > 0
+
+    def accumulate(self, total: PyTree[Array], increment: PyTree[Array]):
+        """Adds the increments of all elements of the batch that share a parameter."""
+
+        def add(total, increment, names):
+            return total + (lax.psum(increment, names) if names else increment)
+
+        return jtu.tree_map(add, total, increment, self.summed)
+
+
+class AbstractSweep(abc.ABC):
+    """A function and the walk that finds its cotangents. Every method is called for a
+    single element of a batch."""
+
+    @abc.abstractmethod
+    def evaluate(self, inputs: Inputs) -> PyTree[Array]:
+        """The function."""
+
+    @abc.abstractmethod
+    def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> PyTree:
+        """What the walk carries at its start. `cotangents` has the structure of
+        `outputs`, and `None` where those are not floating-point numbers."""
+
+    @abc.abstractmethod
+    def active(self, carry: PyTree) -> Bool[Array, "..."]:
+        """Whether there are steps left to walk."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        inputs: Inputs,
+        outputs: PyTree,
+        cotangents: PyTree,
+        carry: PyTree,
+        cotangent_parameters: PyTree,
+        batch: Batch,
+    ) -> tuple[PyTree, PyTree]:
+        """One step of the walk: the new carry and the new cotangent of the parameters,
+        which has the structure of `inputs.parameters`, with `None` for those that are
+        not perturbed. Called also for elements of a batch that are no longer active."""
+
+    @abc.abstractmethod
+    def finish(self, cotangents: PyTree, carry: PyTree) -> PyTree:
+        """The cotangent of `inputs.state`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """One `jax.vmap`."""
+
+    mapped: tuple[bool, ...]
+    size: int
+    name: Hashable
+    spmd_name: Any
+
+
+class _Static:
+    """What the primitives need besides arrays; compared by identity."""
+
+    def __init__(self, sweep: AbstractSweep, inputs: Inputs):
+        leaves, self.inputs_tree = jtu.tree_flatten(inputs)
+        self.sweep = sweep
+        indices = jtu.tree_unflatten(self.inputs_tree, range(len(leaves)))
+        self.state = jtu.tree_leaves(indices.state)
+        self.parameters = jtu.tree_leaves(indices.parameters)
+        self.differentiable = sorted(self.state + self.parameters)
+        self.state_tree = jtu.tree_structure(inputs.state)
+        self.parameters_tree = jtu.tree_structure(inputs.parameters)
+
+        def evaluate(*leaves):
+            outputs = sweep.evaluate(jtu.tree_unflatten(self.inputs_tree, leaves))
+            leaves, self.outputs_tree = jtu.tree_flatten(outputs)
+            return leaves
+
+        jaxpr = jax.make_jaxpr(evaluate)(*leaves)
+        self.outputs_avals = jaxpr.out_avals
+        self.outputs_float = [_is_float(a) for a in jaxpr.out_avals]
+        # What the function closes over becomes an input, so that it, too, is batched.
+        self.captured = refuse_derivative(jaxpr.consts, _CAPTURED)
+        self.num_inputs = len(leaves) + len(self.captured)
+
+        def call(*operands):
+            inputs, consts = operands[: len(leaves)], operands[len(leaves) :]
+            return jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *inputs)
+
+        self.call = call
+
+
+def _is_float(x) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _vmapped(fn, levels: Sequence[_Level], in_axes: Callable, out_axes: Callable):
+    for level in levels:
+        fn = jax.vmap(
+            fn,
+            in_axes=in_axes(level),
+            out_axes=out_axes(level),
+            axis_name=level.name,
+            axis_size=level.size,
+            spmd_axis_name=level.spmd_name,
+        )
+    return fn
+
+
+def _axes(flags: Sequence[bool]) -> tuple[int | None, ...]:
+    return tuple(0 if flag else None for flag in flags)
+
+
+def _evaluate(*leaves, static, levels):
+    in_axes = lambda level: _axes(level.mapped)
+    return _vmapped(static.call, levels, in_axes, lambda _: 0)(*leaves)
+
+
+def _outputs_avals(static, levels):
+    sizes = tuple(level.size for level in reversed(levels))
+    return [jax.core.ShapedArray(sizes + a.shape, a.dtype) for a in static.outputs_avals]
+
+
+def _new_level(axis_data, mapped: Sequence[bool]) -> _Level:
+    # An unnamed axis has a plain object for a name; ours must not clash with any other.
+    name = axis_data.name if type(axis_data.name) is not object else object()
+    return _Level(tuple(mapped), axis_data.size, name, axis_data.spmd_name)
+
+
+def _unmapped(axis_data, dims) -> bool:
+    """Whether a `jax.vmap` is none of our business: no operand carries its axis, and it
+    has no name by which something inside could refer to it."""
+    return type(axis_data.name) is object and all(dim is None for dim in dims)
+
+
+def _to_front(x, dim):
+    return x if dim is None else jnp.moveaxis(x, dim, 0)
+
+
+#
+# reversible_solve: inputs -> outputs
+#
+
+reversible_solve = jex.Primitive("reversible_solve")
+reversible_solve.multiple_results = True
+reversible_solve.def_impl(_evaluate)
+mlir.register_lowering(
+    reversible_solve, mlir.lower_fun(_evaluate, multiple_results=True)
+)
+
+
+@reversible_solve.def_abstract_eval
+def _(*leaves, static, levels):
+    del leaves
+    return _outputs_avals(static, levels)
+
+
+def _solve_batch(axis_data, leaves, dims, *, static, levels):
+    if _unmapped(axis_data, dims):
+        outputs = reversible_solve.bind(*leaves, static=static, levels=levels)
+        return outputs, [None] * len(outputs)
+    leaves = [_to_front(x, dim) for x, dim in zip(leaves, dims)]
+    level = _new_level(axis_data, [dim is not None for dim in dims])
+    outputs = reversible_solve.bind(*leaves, static=static, levels=(*levels, level))
+    return outputs, [0] * len(outputs)
+
+
+batching.fancy_primitive_batchers[reversible_solve] = _solve_batch
+
+
+def _solve_jvp(primals, tangents, *, static, levels):
+    outputs = reversible_solve.bind(*primals, static=static, levels=levels)
+    perturbed = tuple(
+        i for i in static.differentiable if type(tangents[i]) is not ad.Zero
+    )
+    zeros = [
+        ad.Zero(jax.core.ShapedArray(x.shape, x.dtype if f else jax.dtypes.float0))
+        for x, f in zip(outputs, static.outputs_float)
+    ]
+    if len(perturbed) == 0:
+        return outputs, zeros
+    tangents_out = iter(
+        reversible_tangent.bind(
+            *primals,
+            *outputs,
+            *[tangents[i] for i in perturbed],
+            static=static,
+            levels=levels,
+            perturbed=perturbed,
+        )
+    )
+    return outputs, [
+        next(tangents_out) if f else zero
+        for zero, f in zip(zeros, static.outputs_float)
+    ]
+
+
+ad.primitive_jvps[reversible_solve] = _solve_jvp
+
+
+#
+# reversible_tangent: inputs, outputs, tangents of the perturbed inputs
+#                     -> tangents of the floating-point outputs
+#
+
+reversible_tangent = jex.Primitive("reversible_tangent")
+reversible_tangent.multiple_results = True
+
+
+def _split(operands, static, perturbed):
+    n, m = static.num_inputs, len(operands) - len(perturbed)
+    return list(operands[:n]), list(operands[n:m]), list(operands[m:])
+
+
+def _tangent(*operands, static, levels, perturbed):
+    inputs, _, tangents = _split(operands, static, perturbed)
+
+    def evaluate(*values):
+        leaves = list(inputs)
+        for i, value in zip(perturbed, values):
+            leaves[i] = value
+        outputs = _evaluate(*leaves, static=static, levels=levels)
+        return [x for x, f in zip(outputs, static.outputs_float) if f]
+
+    _, tangents_out = jax.jvp(evaluate, [inputs[i] for i in perturbed], tangents)
+    return tangents_out
+
+
+reversible_tangent.def_impl(_tangent)
+mlir.register_lowering(
+    reversible_tangent, mlir.lower_fun(_tangent, multiple_results=True)
+)
+
+
+@reversible_tangent.def_abstract_eval
+def _(*operands, static, levels, perturbed):
+    del operands, perturbed
+    avals = _outputs_avals(static, levels)
+    return [a for a, f in zip(avals, static.outputs_float) if f]
+
+
+def _tangent_batch(axis_data, operands, dims, *, static, levels, perturbed):
+    params = dict(static=static, perturbed=perturbed)
+    if _unmapped(axis_data, dims):
+        outputs = reversible_tangent.bind(*operands, **params, levels=levels)
+        return outputs, [None] * len(outputs)
+    operands = [_to_front(x, dim) for x, dim in zip(operands, dims)]
+    inputs, outputs, tangents = _split(operands, static, perturbed)
+    flags, outputs_flags, tangents_flags = _split(
+        [dim is not None for dim in dims], static, perturbed
+    )
+
+    def carry(x, flag):
+        return x if flag else jnp.broadcast_to(x, (axis_data.size, *jnp.shape(x)))
+
+    # An input and its tangent carry the axis together, and all outputs carry it.
+    for k, i in enumerate(perturbed):
+        if flags[i] or tangents_flags[k]:
+            inputs[i] = carry(inputs[i], flags[i])
+            tangents[k] = carry(tangents[k], tangents_flags[k])
+            flags[i] = True
+    outputs = [carry(x, flag) for x, flag in zip(outputs, outputs_flags)]
+    tangents_out = reversible_tangent.bind(
+        *inputs,
+        *outputs,
+        *tangents,
+        **params,
+        levels=(*levels, _new_level(axis_data, flags)),
+    )
+    return tangents_out, [0] * len(tangents_out)
+
+
+batching.fancy_primitive_batchers[reversible_tangent] = _tangent_batch
+
+
+def _tangent_jvp(primals, tangents, *, static, levels, perturbed):
+    def instantiate(primal, tangent):
+        if type(tangent) is not ad.Zero:
+            return tangent
+        if _is_float(primal):
+            return jnp.zeros_like(primal)
+        return np.zeros(primal.shape, jax.dtypes.float0)
+
+    fn = ft.partial(_tangent, static=static, levels=levels, perturbed=perturbed)
+    return jax.jvp(fn, primals, [instantiate(p, t) for p, t in zip(primals, tangents)])
+
+
+ad.primitive_jvps[reversible_tangent] = _tangent_jvp
+
+
+def _tangent_transpose(cotangents, *operands, static, levels, perturbed):
+    inputs, outputs, tangents = _split(operands, static, perturbed)
+    cotangents = iter(cotangents)
+    instantiated = [
+        ad.instantiate_zeros(next(cotangents)) if f else None
+        for f in static.outputs_float
+    ]
+    result = _sweep(inputs, outputs, instantiated, static, levels, perturbed)
+    unknown = [ad.is_undefined_primal(t) for t in tangents]
+    nones = [None] * (len(operands) - len(perturbed))
+    return nones + [ct if u else None for ct, u in zip(result, unknown)]
+
+
+ad.primitive_transposes[reversible_tangent] = _tangent_transpose
+
+
+#
+# The sweep
+#
+
+
+def _sweep(inputs, outputs, cotangents, static, levels, perturbed):
+    """The cotangents of the perturbed inputs."""
+    sweep = static.sweep
+    n, m = len(inputs), len(outputs)
+    num_leaves = static.inputs_tree.num_leaves
+    operands = [*inputs, *outputs, *[ct for ct in cotangents if ct is not None]]
+    parameters = [i for i in static.parameters if i in perturbed]
+
+    def in_axes(level, carried=0):
+        rest = len(operands) - n
+        return (*[0] * carried, *_axes(level.mapped), *[0] * rest)
+
+    def unpack(operands):
+        given = iter(operands[n + m :])
+        cts = [next(given) if f else None for f in static.outputs_float]
+        # `None` is no leaf, so flatten it as one.
+        return (
+            jtu.tree_unflatten(static.inputs_tree, operands[:num_leaves]),
+            jtu.tree_unflatten(static.outputs_tree, operands[n : n + m]),
+            jtu.tree_unflatten(static.outputs_tree, cts),
+        )
+
+    def for_parameters(values):
+        """A pytree like the parameters, with `None` for those not perturbed."""
+        values = dict(zip(parameters, values))
+        leaves = [values.get(i) for i in static.parameters]
+        return jtu.tree_unflatten(static.parameters_tree, leaves)
+
+    summed = [
+        tuple(level.name for level in levels if not level.mapped[i]) for i in parameters
+    ]
+    batch = Batch(tuple(level.name for level in levels), for_parameters(summed))
+
+    def start(*operands):
+        leaves, start.tree = jtu.tree_flatten(sweep.start(*unpack(operands)))
+        return leaves
+
+    def step(carry, totals, *operands):
+        carry = jtu.tree_unflatten(start.tree, carry)
+        totals = for_parameters(totals)
+        carry, totals = sweep.step(*unpack(operands), carry, totals, batch)
+        return jtu.tree_leaves(carry), jtu.tree_leaves(totals)
+
+    def totals_axes(level):
+        return [0 if level.mapped[i] else None for i in parameters]
+
+    carry = _vmapped(start, levels, in_axes, lambda _: 0)(*operands)
+    vmapped_step = _vmapped(
+        step,
+        levels,
+        lambda level: (0, totals_axes(level), *in_axes(level)),
+        lambda level: (0, totals_axes(level)),
+    )
+
+    def active(loop):
+        carry, _ = loop
+        return jnp.any(sweep.active(jtu.tree_unflatten(start.tree, carry)))
+
+    totals = [jnp.zeros_like(inputs[i]) for i in parameters]
+    carry, totals = lax.while_loop(
+        active, lambda loop: vmapped_step(*loop, *operands), (carry, totals)
+    )
+
+    _, _, all_cotangents = unpack(operands)
+    state = sweep.finish(all_cotangents, jtu.tree_unflatten(start.tree, carry))
+    found = dict(zip(static.state, jtu.tree_leaves(state)))
+    for i in static.state:
+        # An input that does not carry an axis collects from all elements along it.
+        for axis, level in zip(reversed(range(len(levels))), levels):
+            if not level.mapped[i]:
+                found[i] = jnp.sum(found[i], axis)
+    found |= dict(zip(parameters, totals))
+    return [found[i] for i in perturbed]
+
+
+def with_reverse_sweep(sweep: AbstractSweep, inputs: Inputs) -> PyTree[Array]:
+    """`sweep.evaluate(inputs)`, differentiated by the sweep.
+
+    Reverse mode, forward mode, and forward mode of either; `jax.vmap` in every order
+    with them.
+    """
+    static = _Static(sweep, inputs)
+    operands = [*jtu.tree_leaves(inputs), *static.captured]
+    outputs = reversible_solve.bind(*operands, static=static, levels=())
+    return jtu.tree_unflatten(static.outputs_tree, outputs)

@@ -1,0 +1,21 @@
+"""The only module that imports names which diffrax and equinox do not promise to keep.
+
+Seen the same in diffrax 0.7.0 to 0.7.2 and equinox 0.13.
+"""
+
+# The state of the loop's buffers, one for each `SubSaveAt`.
+from diffrax._integrate import SaveState as SaveState
+
+# Default `SaveAt(fn=...)`: recognised by identity, since its pull-back is free.
+from diffrax._saveat import save_y as save_y
+
+# The terms that `diffeqsolve` wraps to integrate backwards in time.
+from diffrax._term import WrapTerm as WrapTerm
+
+# A write-once buffer inside a loop: written in place, also under `jax.vmap`.
+from equinox.internal import (
+    buffer_at_set as buffer_at_set,
+    MaybeBuffer as MaybeBuffer,
+    while_loop as while_loop,
+    ω as ω,
+)

@@ -1,0 +1,8 @@
+from .intervals import knows_its_steps as knows_its_steps
+from .intervals import step_interval as step_interval
+from .recorded import (
+    RecordedState as RecordedState,
+    RecordedSteps as RecordedSteps,
+    StepRecord as StepRecord,
+)
+from .replayed import ReplayedSteps as ReplayedSteps

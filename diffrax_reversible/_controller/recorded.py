@@ -1,0 +1,168 @@
+"""Recording the steps that an adaptive solve has accepted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from diffrax import AbstractStepSizeController, AbstractTerm, RESULTS
+from jaxtyping import Array, Float, PyTree
+
+from .._compat import buffer_at_set, MaybeBuffer
+from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, VF, Y
+
+
+class StepRecord(eqx.Module):
+    """The accepted steps of a solve, in the order in which they were made.
+
+    - `t0s`, `t1s`: where each step started and ended. Arrays of shape `(capacity,)` and
+        of the dtype of time, of which the first `count` entries are filled; the others
+        are `inf`. In the direction of the solve: `t1s < t0s` if `t1 < t0`.
+    - `count`: the number of accepted steps.
+    """
+
+    t0s: MaybeBuffer[Float[Array, " capacity"]]
+    t1s: MaybeBuffer[Float[Array, " capacity"]]
+    count: IntScalarLike
+
+
+class RecordedState(eqx.Module):
+    """The controller state of [`diffrax_reversible.RecordedSteps`][].
+
+    - `controller_state`: the state of the wrapped controller.
+    - `record`: a [`diffrax_reversible.StepRecord`][].
+    """
+
+    controller_state: PyTree
+    record: StepRecord
+
+
+class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
+    """Wraps a step-size controller and records every step that it accepts.
+
+    The record is part of the controller state:
+
+    ```python
+    solution = diffrax.diffeqsolve(
+        ...,
+        stepsize_controller=RecordedSteps(controller),
+        saveat=diffrax.SaveAt(..., controller_state=True),
+    )
+    record = solution.controller_state.record
+    ```
+
+    and [`diffrax_reversible.ReplayedSteps`][] steps the same steps again.
+    [`diffrax_reversible.ReversibleAdjoint`][] records by itself: there is no need to
+    wrap a controller for its sake, except to solve with `max_steps=None` and adaptive
+    steps, when it has no other way to know how much room to make.
+
+    **Cost:** `2 * capacity` numbers. With `adjoint=ReversibleAdjoint()` a step writes
+    just two of them, also under `jax.vmap`. With any other adjoint the same is true of
+    a single solve, but under `jax.vmap` the whole record is copied in every step.
+
+    **Raises:** an error at run time if more than `capacity` steps are accepted.
+    """
+
+    controller: AbstractStepSizeController
+    capacity: int = eqx.field(static=True)
+    # Makes the times of the record those of the user, who may integrate backwards.
+    _direction: IntScalarLike
+    # Not needed where room for `max_steps` is made.
+    _check_capacity: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        controller: AbstractStepSizeController,
+        capacity: int = 4096,
+        *,
+        _check_capacity: bool = True,
+    ):
+        if capacity < 1:
+            raise ValueError(
+                "`RecordedSteps(capacity=...)` must be at least 1, the largest number "
+                f"of accepted steps that there is room for; got {capacity}."
+            )
+        self.controller = controller
+        self.capacity = capacity
+        self._direction = 1
+        self._check_capacity = _check_capacity
+
+    def wrap(self, direction: IntScalarLike) -> "RecordedSteps":
+        return eqx.tree_at(
+            lambda c: (c.controller, c._direction),
+            self,
+            (self.controller.wrap(direction), direction),
+        )
+
+    def start(self, controller_state: PyTree, dtype: Any) -> RecordedState:
+        """An empty record beside a state of the wrapped controller."""
+        ts = jnp.full(self.capacity, jnp.inf, dtype)
+        return RecordedState(controller_state, StepRecord(ts, ts, jnp.array(0)))
+
+    def init(
+        self,
+        terms: PyTree[AbstractTerm],
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        dt0: RealScalarLike | None,
+        args: Args,
+        func: Callable[[PyTree[AbstractTerm], RealScalarLike, Y, Args], VF],
+        error_order: RealScalarLike | None,
+    ) -> tuple[RealScalarLike, RecordedState]:
+        tnext, controller_state = self.controller.init(
+            terms, t0, t1, y0, dt0, args, func, error_order
+        )
+        return tnext, self.start(controller_state, jnp.result_type(t0))
+
+    def adapt_step_size(
+        self,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        y1_candidate: Y,
+        args: Args,
+        y_error: Y | None,
+        error_order: RealScalarLike | None,
+        controller_state: RecordedState,
+    ) -> tuple[
+        BoolScalarLike,
+        RealScalarLike,
+        RealScalarLike,
+        BoolScalarLike,
+        RecordedState,
+        RESULTS,
+    ]:
+        keep_step, tprev, tnext, made_jump, inner, result = (
+            self.controller.adapt_step_size(
+                t0,
+                t1,
+                y0,
+                y1_candidate,
+                args,
+                y_error,
+                error_order,
+                controller_state.controller_state,
+            )
+        )
+        record = controller_state.record
+        count = record.count
+        if self._check_capacity:
+            count = eqx.error_if(
+                count,
+                keep_step & (count >= self.capacity),
+                "More steps were accepted than `RecordedSteps(capacity="
+                f"{self.capacity})` has room for. Pass a larger `capacity`.",
+            )
+        t0s = buffer_at_set(record.t0s, count, t0 * self._direction, pred=keep_step)
+        t1s = buffer_at_set(record.t1s, count, t1 * self._direction, pred=keep_step)
+        record = StepRecord(t0s, t1s, count + jnp.where(keep_step, 1, 0))
+        state = RecordedState(inner, record)
+        return keep_step, tprev, tnext, made_jump, state, result
+
+
+RecordedSteps.__init__.__doc__ = """**Arguments:**
+
+- `controller`: The [`diffrax.AbstractStepSizeController`][] to wrap.
+- `capacity`: The largest number of accepted steps that there is room for.
+"""

@@ -1,0 +1,1 @@
+"""The parts of the main job, `python -m diffrax_reversible`."""

@@ -1,0 +1,8 @@
+from .alf import (
+    AbstractALFComposition as AbstractALFComposition,
+    ALFComposition as ALFComposition,
+    ReversibleALF2 as ReversibleALF2,
+    ReversibleALF4 as ReversibleALF4,
+    ReversibleYoshida4 as ReversibleYoshida4,
+)
+from .base import AbstractReversibleSolver as AbstractReversibleSolver

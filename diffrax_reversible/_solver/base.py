@@ -1,0 +1,235 @@
+"""Reversible solvers: a step is a sequence of updates, each of which can be undone."""
+
+import abc
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.lax as lax
+import jax.tree_util as jtu
+from diffrax import AbstractAdaptiveSolver, AbstractTerm, RESULTS
+from jaxtyping import PyTree
+
+from .._compat import ω
+from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScalarLike, Y
+from .update import apply, Line, pull_back, State, Substep, undo
+
+
+def _refuse_jump(made_jump: BoolScalarLike) -> None:
+    if made_jump is not False:
+        raise NotImplementedError(
+            "Reversible solvers do not support jumps in the vector field: "
+            "`ClipStepSizeController(jump_ts=...)` and "
+            "`diffeqsolve(..., made_jump=...)`. Split the interval at the jump into "
+            "two `diffeqsolve` calls."
+        )
+
+
+def _repeat(body: Callable, carry, substeps: Substep, reverse: bool = False):
+    """`body(carry, substep) -> carry` over the substeps, compiled once."""
+    if len(jtu.tree_leaves(substeps)[0]) == 1:
+        return body(carry, jtu.tree_map(lambda x: x[0], substeps))
+    carry, _ = lax.scan(
+        lambda c, substep: (body(c, substep), None), carry, substeps, reverse=reverse
+    )
+    return carry
+
+
+class AbstractReversibleSolver(AbstractAdaptiveSolver):
+    """A solver whose step is a sequence of updates that can be undone one by one, with
+    one evaluation of the vector field each. `diffrax_reversible.ReversibleAdjoint`
+    differentiates its solves exactly without storing them.
+
+    A subclass says what its updates are, how they start, and its order; `step`,
+    `backward_step` and the reverse rule are written once, here.
+
+    **Cost:** a gradient takes as many evaluations of the vector field in the reverse
+    sweep as the solve took, and one vector-Jacobian product for each.
+    """
+
+    @abc.abstractmethod
+    def updates(
+        self, terms: PyTree[AbstractTerm], t0: RealScalarLike, t1: RealScalarLike
+    ) -> Sequence[tuple[tuple[Line, ...], Substep]]:
+        """The step from `t0` to `t1`: one or more tuples of lines, each with the
+        coefficients of the substeps for which the tuple is repeated, stacked along a
+        leading axis."""
+
+    @abc.abstractmethod
+    def zero_sums(self, y: Y, solver_state: PyTree) -> PyTree:
+        """What [`State.sums`][] is at the start of a step: zeros, or `()`."""
+
+    @abc.abstractmethod
+    def error(
+        self,
+        terms: PyTree[AbstractTerm],
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        state0: State,
+        state1: State,
+    ) -> Y | None:
+        """The error estimate of the step from `state0` to `state1`, if there is one."""
+
+    @abc.abstractmethod
+    def dense_info_start(
+        self,
+        terms: PyTree[AbstractTerm],
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        state0: State,
+    ) -> DenseInfo:
+        """The part of `dense_info` that the start of the step determines."""
+
+    @abc.abstractmethod
+    def dense_info_end(
+        self,
+        terms: PyTree[AbstractTerm],
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        state1: State,
+    ) -> DenseInfo:
+        """The part of `dense_info` that the end of the step determines. Linear in
+        `state1`, so that it can be transposed before the step has been undone."""
+
+    def step(
+        self,
+        terms: PyTree[AbstractTerm],
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        args: Args,
+        solver_state: PyTree,
+        made_jump: BoolScalarLike,
+    ) -> tuple[Y, Y | None, DenseInfo, PyTree, RESULTS]:
+        """As [`diffrax.AbstractSolver.step`][].
+
+        **Raises:** `NotImplementedError` for a jump in the vector field.
+        """
+        _refuse_jump(made_jump)
+        state0 = state = State(y0, solver_state, self.zero_sums(y0, solver_state))
+        for lines, substeps in self.updates(terms, t0, t1):
+
+            def forward(state, substep, lines=lines):
+                for line in lines:
+                    state = apply(line, terms, args, state, substep)
+                return state
+
+            state = _repeat(forward, state, substeps)
+        y_error = self.error(terms, t0, t1, state0, state)
+        dense_info = self._dense_info(terms, t0, t1, state0, state)
+        return state.y, y_error, dense_info, state.solver_state, RESULTS.successful
+
+    def backward_step(
+        self,
+        terms: PyTree[AbstractTerm],
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y1: Y,
+        args: Args,
+        ts_state: tuple[FloatScalarLike, ...],
+        solver_state: PyTree,
+        made_jump: BoolScalarLike,
+    ) -> tuple[Y, DenseInfo, PyTree, RESULTS]:
+        """The inverse of `step`: from the solution and the solver state at `t1` to
+        those at `t0`.
+
+        **Arguments:** as [`diffrax.AbstractSolver.step`][], and
+
+        - `y1`: the solution at `t1`.
+        - `ts_state`: the start of the previous step, as a tuple `(t,)`.
+        - `solver_state`: the solver state at `t1`.
+
+        **Returns:** `y0`; the `dense_info` of the step; the solver state at `t0`; a
+        [`diffrax.RESULTS`][].
+
+        **Cost:** the evaluations of one step.
+
+        **Raises:** `NotImplementedError` for a jump in the vector field.
+        """
+        del ts_state
+        _refuse_jump(made_jump)
+        state = State(y1, solver_state, self.zero_sums(y1, solver_state))
+        for lines, substeps in reversed(self.updates(terms, t0, t1)):
+
+            def backward(state, substep, lines=lines):
+                for line in reversed(lines):
+                    state = undo(line, terms, args, state, substep)
+                return state
+
+            state = _repeat(backward, state, substeps, reverse=True)
+        # Undone from zero, the sums have the opposite sign.
+        state1 = State(y1, solver_state, (-(state.sums**ω)).ω)
+        dense_info = self._dense_info(terms, t0, t1, state, state1)
+        return state.y, dense_info, state.solver_state, RESULTS.successful
+
+    def pull_back_step(
+        self,
+        rebuild: Callable[[PyTree], tuple[PyTree[AbstractTerm], Args]],
+        parameters: PyTree,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y1: Y,
+        solver_state: PyTree,
+        cotangent_y: Y,
+        cotangent_solver_state: PyTree,
+        cotangent_dense_info: DenseInfo | None,
+        accumulate: Callable[[PyTree, PyTree], PyTree],
+        cotangent_parameters: PyTree,
+    ) -> tuple[Y, PyTree, Y, PyTree, PyTree]:
+        """The reverse rule of `step`, fused with undoing it.
+
+        **Arguments:**
+
+        - `rebuild`: makes `(terms, args)` of the differentiated `parameters`.
+        - `y1`, `solver_state`: at `t1`, and their cotangents.
+        - `cotangent_dense_info`: `None` if nothing was interpolated in this step.
+        - `accumulate`: adds an increment to the cotangent of the parameters.
+        - `cotangent_parameters`: what later steps have added up to.
+
+        **Returns:** `y0` and the solver state at `t0`, their cotangents, and the
+        cotangent of the parameters.
+
+        **Cost:** one evaluation and one vector-Jacobian product per update.
+        """
+        terms, _ = rebuild(parameters)
+        state = State(y1, solver_state, self.zero_sums(y1, solver_state))
+        cotangent = State(
+            cotangent_y, cotangent_solver_state, self.zero_sums(y1, solver_state)
+        )
+
+        def add_dense(dense_info, state, cotangent):
+            if cotangent_dense_info is None:
+                return cotangent
+            dense, vjp = jax.vjp(lambda s: dense_info(terms, t0, t1, s), state)
+            (increment,) = vjp({key: cotangent_dense_info[key] for key in dense})
+            return (cotangent**ω + increment**ω).ω
+
+        cotangent = add_dense(self.dense_info_end, state, cotangent)
+        carry = (state, cotangent, cotangent_parameters)
+        for lines, substeps in reversed(self.updates(terms, t0, t1)):
+
+            def backward(carry, substep, lines=lines):
+                state, cotangent, cotangent_parameters = carry
+                for line in reversed(lines):
+                    state, cotangent, increment = pull_back(
+                        line, rebuild, parameters, state, cotangent, substep
+                    )
+                    if increment is not None:
+                        cotangent_parameters = accumulate(
+                            cotangent_parameters, increment
+                        )
+                return state, cotangent, cotangent_parameters
+
+            carry = _repeat(backward, carry, substeps, reverse=True)
+        state, cotangent, cotangent_parameters = carry
+        cotangent = add_dense(self.dense_info_start, state, cotangent)
+        return (
+            state.y,
+            state.solver_state,
+            cotangent.y,
+            cotangent.solver_state,
+            cotangent_parameters,
+        )
+
+    def _dense_info(self, terms, t0, t1, state0, state1):
+        start = self.dense_info_start(terms, t0, t1, state0)
+        return start | self.dense_info_end(terms, t0, t1, state1)

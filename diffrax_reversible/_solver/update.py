@@ -1,0 +1,122 @@
+"""The lines of which a reversible step is made."""
+
+import abc
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+from diffrax import AbstractTerm
+from jaxtyping import PyTree
+
+from .._compat import ω
+from .._types import Args
+
+
+Substep: TypeAlias = PyTree
+
+
+class State(eqx.Module):
+    """What the updates of a step change.
+
+    - `y`, `solver_state`: as in [`diffrax.AbstractSolver.step`][].
+    - `sums`: what the updates add up on the side, from zero at the start of each step:
+        the error estimate, the coefficients of the interpolant.
+    """
+
+    y: PyTree
+    solver_state: PyTree
+    sums: PyTree
+
+
+class AbstractShift(eqx.Module):
+    """A line that evaluates nothing: an affine map of the state and its inverse."""
+
+    @abc.abstractmethod
+    def write(
+        self, terms: PyTree[AbstractTerm], state: State, substep: Substep
+    ) -> State:
+        """The new state. Affine in `state`."""
+
+    @abc.abstractmethod
+    def unwrite(
+        self, terms: PyTree[AbstractTerm], state: State, substep: Substep
+    ) -> State:
+        """The inverse of `write`."""
+
+
+class AbstractUpdate(eqx.Module):
+    """One line of a reversible method,
+
+    ```
+    k = evaluate(read(state))
+    state = write(state, k)
+    ```
+
+    in which `read` looks only at a part of the state that `write` leaves as it is, and
+    `write` is affine in `state` and `k`. So `read` gives the same point afterwards, `k`
+    can be computed again there, and `unwrite` undoes the line without solving anything.
+
+    `substep` holds the coefficients of the line: its share of the step, its time.
+    """
+
+    @abc.abstractmethod
+    def read(self, state: State) -> PyTree:
+        """The point at which the vector field is to be evaluated."""
+
+    @abc.abstractmethod
+    def evaluate(
+        self, terms: PyTree[AbstractTerm], args: Args, point: PyTree, substep: Substep
+    ) -> PyTree:
+        """Evaluates the vector field: the only expensive part, done once forward and
+        once in the reverse sweep."""
+
+    @abc.abstractmethod
+    def write(self, state: State, k: PyTree, substep: Substep) -> State:
+        """The new state. Affine in `state` and `k`."""
+
+    @abc.abstractmethod
+    def unwrite(self, state: State, k: PyTree, substep: Substep) -> State:
+        """The inverse of `write`: the old state from the new one and the same `k`."""
+
+
+Line: TypeAlias = AbstractShift | AbstractUpdate
+
+
+def apply(line: Line, terms, args, state: State, substep: Substep) -> State:
+    """The state after a line."""
+    if isinstance(line, AbstractShift):
+        return line.write(terms, state, substep)
+    k = line.evaluate(terms, args, line.read(state), substep)
+    return line.write(state, k, substep)
+
+
+def undo(line: Line, terms, args, state: State, substep: Substep) -> State:
+    """The state before a line."""
+    if isinstance(line, AbstractShift):
+        return line.unwrite(terms, state, substep)
+    k = line.evaluate(terms, args, line.read(state), substep)
+    return line.unwrite(state, k, substep)
+
+
+def pull_back(line: Line, rebuild, parameters, state, cotangent, substep):
+    """The state before a line, the cotangent of that state, and the cotangent of the
+    parameters (`None` for a shift). One evaluation of the vector field and one
+    vector-Jacobian product, which is the least that is possible without storing
+    anything."""
+    if isinstance(line, AbstractShift):
+        terms, _ = rebuild(parameters)
+        state = line.unwrite(terms, state, substep)
+        _, vjp_write = jax.vjp(lambda s: line.write(terms, s, substep), state)
+        return state, *vjp_write(cotangent), None
+
+    def evaluate(point, parameters):
+        return line.evaluate(*rebuild(parameters), point, substep)
+
+    point, vjp_read = jax.vjp(line.read, state)
+    k, vjp_evaluate = jax.vjp(evaluate, point, parameters)
+    state = line.unwrite(state, k, substep)
+    _, vjp_write = jax.vjp(lambda s, k: line.write(s, k, substep), state, k)
+    cotangent, cotangent_k = vjp_write(cotangent)
+    cotangent_point, cotangent_parameters = vjp_evaluate(cotangent_k)
+    (cotangent_read,) = vjp_read(cotangent_point)
+    return state, (cotangent**ω + cotangent_read**ω).ω, cotangent_parameters

@@ -1,0 +1,53 @@
+import diffrax
+import pytest
+
+from diffrax_reversible import (
+    ReversibleAdjoint,
+    ReversibleALF2,
+    ReversibleALF4,
+    ReversibleYoshida4,
+)
+
+
+def _cite(capsys, **arguments):
+    diffrax.citation(**arguments)
+    return capsys.readouterr().out
+
+
+def test_solver_and_adjoint(capsys):
+    out = _cite(capsys, solver=ReversibleALF4(), adjoint=ReversibleAdjoint())
+    for title in (
+        "Adaptive higher order reversible integrators",
+        "A memory efficient and reverse accurate integrator",
+        "An asynchronous leapfrog method {II}",
+    ):
+        assert title in out
+    assert out.count("{") == out.count("}")
+
+
+@pytest.mark.parametrize("solver", (ReversibleALF2(), ReversibleALF4()))
+def test_solver_alone(capsys, solver):
+    out = _cite(capsys, solver=solver)
+    assert "@misc{maslovskaya2024adaptive," in out
+    assert "constant memory" not in out
+    assert "yoshida1990" not in out
+
+
+def test_yoshida(capsys):
+    out = _cite(capsys, solver=ReversibleYoshida4())
+    assert "@article{yoshida1990construction," in out
+    assert "@misc{maslovskaya2024adaptive," in out
+
+
+def test_adjoint_alone(capsys):
+    out = _cite(capsys, adjoint=ReversibleAdjoint())
+    assert "@inproceedings{zhuang2021mali," in out
+    assert "mutze2013" not in out
+
+
+def test_others_unchanged(capsys):
+    out = _cite(
+        capsys, solver=diffrax.Tsit5(), adjoint=diffrax.RecursiveCheckpointAdjoint()
+    )
+    assert "tsitouras2011runge" in out
+    assert "maslovskaya" not in out
