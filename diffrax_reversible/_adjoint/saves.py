@@ -31,10 +31,12 @@ class Step(eqx.Module):
     - `number`: from 1.
     - `active`: `False` for an element of a batch that has no steps left; it must add
         nothing. `True`, and not traced, where there is no batch.
+    - `t_previous`: the start of the step before it.
     """
 
     number: IntScalarLike
     active: BoolScalarLike
+    t_previous: RealScalarLike
     t0: RealScalarLike
     t1: RealScalarLike
 

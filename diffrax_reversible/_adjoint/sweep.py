@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._compat import save_y, SaveState, while_loop
 from .._controller import RecordedSteps, step_interval
+from .._solver import as_reversible
 from .._types import IntScalarLike
 from .hoist import is_subsaveat
 from .rule import AbstractSweep, Batch, Inputs
@@ -204,7 +205,7 @@ class ReversibleSweep(AbstractSweep):
         )
         problem = _join(inputs, self.static, inputs.parameters)
         rebuild = lambda parameters: eqx.combine(parameters, problem.parameters)
-        solver = problem.solver
+        solver = as_reversible(problem.solver)
 
         step = self._current_step(problem, outputs, carry, batch)
         y, solver_state = carry.y, carry.solver_state
@@ -233,10 +234,12 @@ class ReversibleSweep(AbstractSweep):
                 )
         cotangent_y, cotangent_parameters = total
 
+        ts_state, made_jump = (step.t_previous,), False
+
         def backward_step():
             args, terms = problem.parameters.args, problem.parameters.terms
             _, dense_info, _, _ = solver.backward_step(
-                terms, step.t0, step.t1, y, args, (step.t0,), solver_state, False
+                terms, step.t0, step.t1, y, args, ts_state, solver_state, made_jump
             )
             return dense_info
 
@@ -264,7 +267,7 @@ class ReversibleSweep(AbstractSweep):
                 )
 
             def interpolate(dense_info, t):
-                interpolation = solver.interpolation_cls(
+                interpolation = problem.solver.interpolation_cls(
                     t0=step.t0, t1=step.t1, **dense_info
                 )
                 return interpolation.evaluate(t)
@@ -286,7 +289,9 @@ class ReversibleSweep(AbstractSweep):
             step.t0,
             step.t1,
             y,
+            ts_state,
             solver_state,
+            made_jump,
             cotangent_y,
             cotangent_solver_state,
             cotangent_dense_info,
@@ -305,17 +310,19 @@ class ReversibleSweep(AbstractSweep):
         # Outside a batch the loop ends when there is nothing left to walk.
         active = True if len(batch.names) == 0 else carry.remaining > 0
         number = carry.remaining if active is True else jnp.maximum(carry.remaining, 1)
-        t0, t1 = step_interval(
+        interval = lambda index: step_interval(
             problem.stepsize_controller,
             outputs.controller_state,
-            number - 1,
+            index,
             outputs.num_accepted_steps,
             problem.options["t0"],
             outputs.tprev,
             problem.options["dt0"],
         )
+        t0, t1 = interval(number - 1)
+        t_previous, _ = interval(jnp.maximum(number - 2, 0))
         # A step of length zero is safe to evaluate, whatever the vector field.
-        return Step(number, active, t0, jnp.where(active, t1, t0))
+        return Step(number, active, t_previous, t0, jnp.where(active, t1, t0))
 
     @staticmethod
     def _where(active, x, y):

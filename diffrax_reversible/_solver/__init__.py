@@ -6,3 +6,4 @@ from .alf import (
     ReversibleYoshida4 as ReversibleYoshida4,
 )
 from .base import AbstractReversibleSolver as AbstractReversibleSolver
+from .registry import as_reversible as as_reversible

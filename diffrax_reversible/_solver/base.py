@@ -168,7 +168,9 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         t0: RealScalarLike,
         t1: RealScalarLike,
         y1: Y,
+        ts_state: tuple[FloatScalarLike, ...],
         solver_state: PyTree,
+        made_jump: BoolScalarLike,
         cotangent_y: Y,
         cotangent_solver_state: PyTree,
         cotangent_dense_info: DenseInfo | None,
@@ -180,7 +182,9 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         **Arguments:**
 
         - `rebuild`: makes `(terms, args)` of the differentiated `parameters`.
-        - `y1`, `solver_state`: at `t1`, and their cotangents.
+        - `t0`, `t1`, `y1`, `ts_state`, `solver_state`, `made_jump`: as for
+            [`diffrax_reversible.AbstractReversibleSolver.backward_step`][].
+        - `cotangent_y`, `cotangent_solver_state`: of `y1` and `solver_state`.
         - `cotangent_dense_info`: `None` if nothing was interpolated in this step.
         - `accumulate`: adds an increment to the cotangent of the parameters.
         - `cotangent_parameters`: what later steps have added up to.
@@ -190,6 +194,8 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
 
         **Cost:** one evaluation and one vector-Jacobian product per update.
         """
+        del ts_state
+        _refuse_jump(made_jump)
         terms, _ = rebuild(parameters)
         state = State(y1, solver_state, self.zero_sums(y1, solver_state))
         cotangent = State(
