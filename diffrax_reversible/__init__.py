@@ -8,8 +8,13 @@ from ._controller import (
 from ._solver import (
     AbstractALFComposition as AbstractALFComposition,
     AbstractReversibleSolver as AbstractReversibleSolver,
+    ALF as ALF,
     ALFComposition as ALFComposition,
     ReversibleALF2 as ReversibleALF2,
     ReversibleALF4 as ReversibleALF4,
+    ReversibleALF6 as ReversibleALF6,
+    ReversibleALF8 as ReversibleALF8,
     ReversibleYoshida4 as ReversibleYoshida4,
+    ReversibleYoshida6 as ReversibleYoshida6,
+    ReversibleYoshida8 as ReversibleYoshida8,
 )

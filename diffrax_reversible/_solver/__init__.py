@@ -1,9 +1,14 @@
-from .alf import (
-    AbstractALFComposition as AbstractALFComposition,
+from .alf import AbstractALFComposition as AbstractALFComposition
+from .alf_solvers import (
     ALFComposition as ALFComposition,
     ReversibleALF2 as ReversibleALF2,
     ReversibleALF4 as ReversibleALF4,
+    ReversibleALF6 as ReversibleALF6,
+    ReversibleALF8 as ReversibleALF8,
     ReversibleYoshida4 as ReversibleYoshida4,
+    ReversibleYoshida6 as ReversibleYoshida6,
+    ReversibleYoshida8 as ReversibleYoshida8,
 )
 from .base import AbstractReversibleSolver as AbstractReversibleSolver
+from .mali import ALF as ALF
 from .registry import as_reversible as as_reversible

@@ -1,9 +1,10 @@
-"""The asynchronous leapfrog method and its compositions."""
+"""The asynchronous leapfrog method and its compositions: their lines and their step."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -12,21 +13,22 @@ from jaxtyping import Array, PyTree
 
 from .._compat import ω
 from .._types import Args, RealScalarLike, VF, Y
+from .alf_interpolation import StageInterpolation
 from .base import AbstractReversibleSolver
-from .composition import ALF2, ALF4, Composition, YOSHIDA4
+from .composition import Composition
 from .update import AbstractShift, AbstractUpdate, State
 
 
-class _Substep(eqx.Module):
+class Substep(eqx.Module):
     """`drift`: the share of the control that moves `z`; `t`: the time at which the
-    vector field is evaluated after it; `weights`: of that value in the sums."""
+    vector field is evaluated after it; `weights`: of that value in each of the sums."""
 
     drift: PyTree
     t: Array
-    weights: PyTree
+    weights: Array | None
 
 
-class _Drift(AbstractShift):
+class Drift(AbstractShift):
     def write(self, terms, state, substep):
         z, v = state.y, state.solver_state
         z = (z**ω + terms.prod(v, substep.drift) ** ω).ω
@@ -38,7 +40,7 @@ class _Drift(AbstractShift):
         return State(z, v, state.sums)
 
 
-class _Reflect(AbstractUpdate):
+class Reflect(AbstractUpdate):
     def read(self, state):
         return state.y
 
@@ -47,17 +49,29 @@ class _Reflect(AbstractUpdate):
 
     def write(self, state, k, substep):
         v = (2 * k**ω - state.solver_state**ω).ω
-        sums = [
-            (s**ω + w * k**ω).ω for s, w in zip(state.sums, substep.weights)
-        ]
-        return State(state.y, v, sums)
+        return State(state.y, v, add_weighted(state.sums, substep.weights, k))
 
     def unwrite(self, state, k, substep):
         v = (2 * k**ω - state.solver_state**ω).ω
-        sums = [
-            (s**ω - w * k**ω).ω for s, w in zip(state.sums, substep.weights)
-        ]
-        return State(state.y, v, sums)
+        return State(state.y, v, add_weighted(state.sums, -substep.weights, k))
+
+
+def add_weighted(sums: list[PyTree], weights: Array, k: PyTree) -> list[PyTree]:
+    """Adds the multiples of a stage value to the sums; to none, if there are none."""
+    return [
+        jtu.tree_map(lambda s, k: s + weights[i].astype(k.real.dtype) * k, total, k)
+        for i, total in enumerate(sums)
+    ]
+
+
+def shares(control: PyTree, parts: np.ndarray) -> PyTree:
+    """The parts of a control, stacked along a leading axis."""
+    return jtu.tree_map(
+        lambda c: jnp.tensordot(parts.astype(jnp.result_type(c)), c, axes=0), control
+    )
+
+
+Interpolation = Literal["stages", "hermite"]
 
 
 class AbstractALFComposition(AbstractReversibleSolver):
@@ -75,16 +89,51 @@ class AbstractALFComposition(AbstractReversibleSolver):
     """
 
     composition: eqx.AbstractVar[Composition]
+    interpolation: Interpolation | None = eqx.field(default=None, static=True)
 
     term_structure: ClassVar = AbstractTerm
-    interpolation_cls: ClassVar[
-        Callable[..., ThirdOrderHermitePolynomialInterpolation]
-    ] = ThirdOrderHermitePolynomialInterpolation
+
+    def __check_init__(self):
+        known = (None, "stages", "hermite")
+        if self.interpolation not in known:
+            raise ValueError(
+                f"`{type(self).__name__}(interpolation={self.interpolation!r})` must be "
+                f"one of {known}."
+            )
+        if self.interpolation == "stages" and self.composition.interpolant is None:
+            raise ValueError(
+                f"`{type(self).__name__}(interpolation='stages')` needs a composition "
+                "with an interpolant made of its stage values, and this one has none. "
+                "Use `interpolation='hermite'`."
+            )
+
+    @property
+    def _by_stages(self) -> bool:
+        has_interpolant = self.composition.interpolant is not None
+        return has_interpolant and self.interpolation in (None, "stages")
+
+    @property
+    def _weights(self) -> np.ndarray:
+        """One row for each sum of stage values: first the interpolant's, then the error
+        estimate's."""
+        rows = self.composition.interpolant if self._by_stages else None
+        e = self.composition.error_weights
+        all_rows = [*(() if rows is None else rows), *(() if e is None else (e,))]
+        return np.array(all_rows).reshape(-1, len(self.composition.fractions))
+
+    @property
+    def interpolation_cls(self) -> Callable:  # pyright: ignore
+        if self._by_stages:
+            return StageInterpolation
+        return ThirdOrderHermitePolynomialInterpolation
 
     def order(self, terms: PyTree[AbstractTerm]) -> int:
+        del terms
         return self.composition.order
 
     def error_order(self, terms: PyTree[AbstractTerm]) -> int | None:
+        if self.composition.error_order is None:
+            return self.order(terms)
         return self.composition.error_order
 
     def init(
@@ -98,9 +147,16 @@ class AbstractALFComposition(AbstractReversibleSolver):
         del t1
         return terms.vf(t0, y0, args)
 
-    def func(
-        self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args
-    ) -> VF:
+    def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
+        if self.composition.error_weights is None:
+            # Only the choice of a first step asks for this.
+            raise ValueError(
+                f"`dt0=None` needs an error estimate, and `{type(self).__name__}` has "
+                "none here. Give the steps, for example with "
+                "`stepsize_controller=ConstantStepSize()` and `dt0=...`; or use a "
+                "solver with an estimate (for `ALFComposition`, give "
+                "`error_weights=..., error_order=...`)."
+            )
         return terms.vf(t0, y0, args)
 
     def updates(self, terms, t0, t1):
@@ -108,61 +164,36 @@ class AbstractALFComposition(AbstractReversibleSolver):
         drifts = (np.append(g, 0.0) + np.append(0.0, g)) / 2
         middles = np.cumsum(g) - g / 2
         control = terms.contr(t0, t1)
-
-        def share(part):
-            return jtu.tree_map(
-                lambda c: jnp.tensordot(part.astype(jnp.result_type(c)), c, axes=0),
-                control,
-            )
-
         h = t1 - t0
         t = t0 + jnp.asarray(middles, jnp.result_type(h)) * h
-        weights = self.composition.error_weights
-        weights = () if weights is None else (jnp.asarray(weights, t.dtype),)
+        weights = jnp.asarray(self._weights.T)
         return [
-            ((_Drift(), _Reflect()), _Substep(share(drifts[:-1]), t, weights)),
-            ((_Drift(),), _Substep(share(drifts[-1:]), t[-1:], ())),
+            ((Drift(), Reflect()), Substep(shares(control, drifts[:-1]), t, weights)),
+            ((Drift(),), Substep(shares(control, drifts[-1:]), t[-1:], None)),
         ]
 
     def zero_sums(self, y, solver_state):
-        if self.composition.error_weights is None:
-            return []
-        return [jtu.tree_map(jnp.zeros_like, solver_state)]
+        del y
+        zeros = jtu.tree_map(jnp.zeros_like, solver_state)
+        return [zeros for _ in self._weights]
 
     def error(self, terms, t0, t1, state0, state1):
+        del state0
         if self.composition.error_weights is None:
             return None
-        return terms.prod(state1.sums[0], terms.contr(t0, t1))
+        return terms.prod(state1.sums[-1], terms.contr(t0, t1))
 
     def dense_info_start(self, terms, t0, t1, state0):
+        if self._by_stages:
+            return dict(y0=state0.y)
         k0 = terms.prod(state0.solver_state, terms.contr(t0, t1))
         return dict(y0=state0.y, k0=k0)
 
     def dense_info_end(self, terms, t0, t1, state1):
-        k1 = terms.prod(state1.solver_state, terms.contr(t0, t1))
-        return dict(y1=state1.y, k1=k1)
-
-
-class ReversibleALF2(AbstractALFComposition):
-    composition: ClassVar[Composition] = ALF2
-
-
-class ReversibleALF4(AbstractALFComposition):
-    composition: ClassVar[Composition] = ALF4
-
-
-class ReversibleYoshida4(AbstractALFComposition):
-    composition: ClassVar[Composition] = YOSHIDA4
-
-
-class ALFComposition(AbstractALFComposition):
-    composition: Composition = eqx.field(static=True)
-
-    def __init__(self, fractions, order, error_weights=None, error_order=None):
-        self.composition = Composition(
-            order=order,
-            fractions=tuple(fractions),
-            error_weights=None if error_weights is None else tuple(error_weights),
-            error_order=error_order,
-            source="",
-        )
+        control = terms.contr(t0, t1)
+        if not self._by_stages:
+            return dict(y1=state1.y, k1=terms.prod(state1.solver_state, control))
+        assert self.composition.interpolant is not None
+        rows = len(self.composition.interpolant)
+        coefficients = tuple(terms.prod(s, control) for s in state1.sums[:rows])
+        return dict(y1=state1.y, coefficients=coefficients)
