@@ -10,6 +10,7 @@ from ._solver import (
     AbstractReversibleSolver as AbstractReversibleSolver,
     ALF as ALF,
     ALFComposition as ALFComposition,
+    propose_grid as propose_grid,
     ReversibleALF2 as ReversibleALF2,
     ReversibleALF4 as ReversibleALF4,
     ReversibleALF6 as ReversibleALF6,

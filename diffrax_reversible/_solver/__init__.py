@@ -10,5 +10,6 @@ from .alf_solvers import (
     ReversibleYoshida8 as ReversibleYoshida8,
 )
 from .base import AbstractReversibleSolver as AbstractReversibleSolver
+from .grid import propose_grid as propose_grid
 from .mali import ALF as ALF
 from .registry import as_reversible as as_reversible

@@ -1,5 +1,6 @@
 """The asynchronous leapfrog method and its compositions: their lines and their step."""
 
+import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -16,6 +17,8 @@ from .._types import Args, RealScalarLike, VF, Y
 from .alf_interpolation import StageInterpolation
 from .base import AbstractReversibleSolver
 from .composition import Composition
+from .damping import Relax, relaxation
+from .grid import check_grid, check_range, OnGrid, snap
 from .update import AbstractShift, AbstractUpdate, State
 
 
@@ -29,18 +32,23 @@ class Substep(eqx.Module):
 
 
 class Drift(AbstractShift):
+    grid: float | None = eqx.field(default=None, static=True)
+
     def write(self, terms, state, substep):
         z, v = state.y, state.solver_state
-        z = (z**ω + terms.prod(v, substep.drift) ** ω).ω
+        z = (z**ω + snap(terms.prod(v, substep.drift), self.grid) ** ω).ω
+        z, v = check_range((z, v), self.grid)
         return State(z, v, state.sums)
 
     def unwrite(self, terms, state, substep):
         z, v = state.y, state.solver_state
-        z = (z**ω - terms.prod(v, substep.drift) ** ω).ω
+        z = (z**ω - snap(terms.prod(v, substep.drift), self.grid) ** ω).ω
         return State(z, v, state.sums)
 
 
 class Reflect(AbstractUpdate):
+    grid: float | None = eqx.field(default=None, static=True)
+
     def read(self, state):
         return state.y
 
@@ -48,11 +56,11 @@ class Reflect(AbstractUpdate):
         return terms.vf(substep.t, point, args)
 
     def write(self, state, k, substep):
-        v = (2 * k**ω - state.solver_state**ω).ω
+        v = (2 * snap(k, self.grid) ** ω - state.solver_state**ω).ω
         return State(state.y, v, add_weighted(state.sums, substep.weights, k))
 
     def unwrite(self, state, k, substep):
-        v = (2 * k**ω - state.solver_state**ω).ω
+        v = (2 * snap(k, self.grid) ** ω - state.solver_state**ω).ω
         return State(state.y, v, add_weighted(state.sums, -substep.weights, k))
 
 
@@ -89,20 +97,35 @@ class AbstractALFComposition(AbstractReversibleSolver):
     """
 
     composition: eqx.AbstractVar[Composition]
+    damping: float = eqx.field(default=0.0, static=True)
+    grid: float | None = eqx.field(default=None, static=True)
     interpolation: Interpolation | None = eqx.field(default=None, static=True)
 
     term_structure: ClassVar = AbstractTerm
 
     def __check_init__(self):
+        name = type(self).__name__
+        if not 0 <= self.damping < math.inf:
+            raise ValueError(
+                f"`{name}(damping={self.damping!r})` must be zero or a positive rate, "
+                "in units of one over time."
+            )
+        if self.grid is not None:
+            check_grid(name, self.grid)
+            if self.damping > 0:
+                raise ValueError(
+                    f"`{name}(damping=..., grid=...)`: damping merges points of a grid, "
+                    "and cannot be undone bit for bit. Use one of the two."
+                )
         known = (None, "stages", "hermite")
         if self.interpolation not in known:
             raise ValueError(
-                f"`{type(self).__name__}(interpolation={self.interpolation!r})` must be "
+                f"`{name}(interpolation={self.interpolation!r})` must be "
                 f"one of {known}."
             )
         if self.interpolation == "stages" and self.composition.interpolant is None:
             raise ValueError(
-                f"`{type(self).__name__}(interpolation='stages')` needs a composition "
+                f"`{name}(interpolation='stages')` needs a composition "
                 "with an interpolant made of its stage values, and this one has none. "
                 "Use `interpolation='hermite'`."
             )
@@ -145,7 +168,7 @@ class AbstractALFComposition(AbstractReversibleSolver):
         args: Args,
     ) -> VF:
         del t1
-        return terms.vf(t0, y0, args)
+        return snap(terms.vf(t0, y0, args), self.grid)
 
     def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
         if self.composition.error_weights is None:
@@ -167,10 +190,17 @@ class AbstractALFComposition(AbstractReversibleSolver):
         h = t1 - t0
         t = t0 + jnp.asarray(middles, jnp.result_type(h)) * h
         weights = jnp.asarray(self._weights.T)
-        return [
-            ((Drift(), Reflect()), Substep(shares(control, drifts[:-1]), t, weights)),
-            ((Drift(),), Substep(shares(control, drifts[-1:]), t[-1:], None)),
+        drift, reflect = Drift(self.grid), Reflect(self.grid)
+        updates = [
+            ((drift, reflect), Substep(shares(control, drifts[:-1]), t, weights)),
+            ((drift,), Substep(shares(control, drifts[-1:]), t[-1:], None)),
         ]
+        if self.grid is not None:
+            updates = [((OnGrid(self.grid),), t[:1]), *updates]
+        if self.damping > 0:
+            relax = Relax(type(self).__name__)
+            updates = [*updates, ((relax,), relaxation(self.damping, t0, t1))]
+        return updates
 
     def zero_sums(self, y, solver_state):
         del y
@@ -184,10 +214,11 @@ class AbstractALFComposition(AbstractReversibleSolver):
         return terms.prod(state1.sums[-1], terms.contr(t0, t1))
 
     def dense_info_start(self, terms, t0, t1, state0):
+        y0 = snap(state0.y, self.grid)
         if self._by_stages:
-            return dict(y0=state0.y)
+            return dict(y0=y0)
         k0 = terms.prod(state0.solver_state, terms.contr(t0, t1))
-        return dict(y0=state0.y, k0=k0)
+        return dict(y0=y0, k0=k0)
 
     def dense_info_end(self, terms, t0, t1, state1):
         control = terms.contr(t0, t1)

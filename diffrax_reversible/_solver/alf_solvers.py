@@ -55,6 +55,8 @@ class ALFComposition(AbstractALFComposition):
         error_order: int | None = None,
         interpolant: Sequence[Sequence[float]] | None = None,
         *,
+        damping: float = 0.0,
+        grid: float | None = None,
         interpolation: Interpolation | None = None,
     ):
         self.composition = Composition(
@@ -68,6 +70,8 @@ class ALFComposition(AbstractALFComposition):
             ),
         )
         check_composition(self.composition)
+        self.damping = damping
+        self.grid = grid
         self.interpolation = interpolation
 
 
