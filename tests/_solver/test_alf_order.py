@@ -24,6 +24,8 @@ _solvers = (
     pytest.param(ALF(0.8), 1, (200, 1600), id="ALF damped"),
     pytest.param(ReversibleALF2(), 2, (100, 400), id="ALF2"),
     pytest.param(ReversibleALF4(), 4, (100, 400), id="ALF4"),
+    pytest.param(ReversibleALF4(damping=0.5), 4, (100, 400), id="ALF4 damped"),
+    pytest.param(ReversibleALF6(damping=0.5), 6, (32, 80), id="ALF6 damped"),
     pytest.param(ReversibleYoshida4(), 4, (60, 240), id="Yoshida4"),
     pytest.param(ReversibleALF6(), 6, (32, 80), id="ALF6"),
     pytest.param(ReversibleYoshida6(), 6, (40, 160), id="Yoshida6"),
