@@ -141,8 +141,10 @@ class AbstractALFComposition(AbstractReversibleSolver):
         estimate's."""
         rows = self.composition.interpolant if self._by_stages else None
         e = self.composition.error_weights
-        all_rows = [*(() if rows is None else rows), *(() if e is None else (e,))]
-        return np.array(all_rows).reshape(-1, len(self.composition.fractions))
+        rows = np.array([*(() if rows is None else rows), *(() if e is None else (e,))])
+        if e is not None:
+            rows[-1] *= self.composition.error_scale
+        return rows.reshape(-1, len(self.composition.fractions))
 
     @property
     def interpolation_cls(self) -> Callable:  # pyright: ignore

@@ -1,7 +1,10 @@
 """Compositions of asynchronous-leapfrog steps: the coefficients of orders 2 and 4.
 
 Each list was verified: the order of the fractions in both `z` and `v`, the order of the
-error estimate and of the interpolant.
+error estimate and of the interpolant. The scales of the estimates were chosen such that
+with `PIDController(rtol=tol, atol=tol)` the global error stays below three times that
+of `diffrax.Tsit5` for `tol` from 1e-3 to 1e-9 on a pendulum, an ellipse of Kepler's,
+Lotka and Volterra's equations and a forced van der Pol oscillator.
 """
 
 from .composition import Composition, numbers
@@ -12,6 +15,7 @@ ALF2 = Composition(
     fractions=numbers("0.5 0.5"),
     error_weights=numbers("-1 1"),
     error_order=2,
+    error_scale=2.0,
     source=(
         "Maslovskaya et al. 2024, Theorem 3.1: two asynchronous-leapfrog half steps"
     ),
@@ -29,6 +33,7 @@ ALF4 = Composition(
         0.05903077003933288
     """),
     error_order=4,
+    error_scale=16.0,
     source=(
         "derived for this project: palindromic list of single ALF fractions "
         "with sum g = 1, sum g^3 = 0, sum (-1)^i g_i^2 = 0 (the last makes v, "
@@ -63,6 +68,7 @@ YOSHIDA4 = Composition(
         -0.3694087656030346 0.3694087656030346
     """),
     error_order=4,
+    error_scale=5.0,
     source="Yoshida 1990 triple jump applied to alf2 (Maslovskaya et al. 2024: Y4)",
 )
 

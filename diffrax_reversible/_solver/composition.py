@@ -15,10 +15,12 @@ class Composition:
 
     - `order`: the order of `z`, and of `v`.
     - `fractions`: `g`; sum to one; palindromic.
-    - `error_weights`: `e`; the estimate of the local error is `h sum e_i f_i`. Its
-        weights are antisymmetric, so that a drift of `v` away from the vector field
-        cancels. `None`: no estimate.
+    - `error_weights`: `e`; the estimate of the local error is
+        `error_scale h sum e_i f_i`. The weights are antisymmetric, so that a drift of
+        `v` away from the vector field cancels. `None`: no estimate.
     - `error_order`: the estimate is of this order in `h`.
+    - `error_scale`: what makes the tolerance of a controller mean what it means for
+        other solvers.
     - `interpolant`: `P`; with `theta` in [0, 1],
 
         `u = z0 + theta (z1 - z0)
@@ -36,6 +38,7 @@ class Composition:
     source: str
     interpolant: tuple[tuple[float, ...], ...] | None = None
     interpolant_order: int | None = None
+    error_scale: float = 1.0
 
 
 def _check_finite(name: str, values: tuple[float, ...]) -> None:
