@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from diffrax import AbstractTerm, ThirdOrderHermitePolynomialInterpolation
 from jaxtyping import Array, PyTree
@@ -86,7 +87,7 @@ class ALF(AbstractReversibleSolver):
 
     def zero_sums(self, y, solver_state):
         del y
-        return [(0 * solver_state**ω).ω]
+        return [jtu.tree_map(jnp.zeros_like, solver_state)]
 
     def error(self, terms, t0, t1, state0, state1):
         del state0
