@@ -1,6 +1,7 @@
 """The lines of which a reversible step is made."""
 
 import abc
+import functools as ft
 from typing import TypeAlias
 
 import equinox as eqx
@@ -106,16 +107,20 @@ def pull_back(line: Line, rebuild, parameters, state, cotangent, substep):
     if isinstance(line, AbstractShift):
         terms, _ = rebuild(parameters)
         state = line.unwrite(terms, state, substep)
-        _, vjp_write = jax.vjp(lambda s: line.write(terms, s, substep), state)
-        return state, *vjp_write(cotangent), None
+        shift = line
+        _, vjp_write = jax.vjp(lambda s: shift.write(terms, s, substep), state)
+        (cotangent,) = vjp_write(cotangent)
+        return state, cotangent, None
 
     def evaluate(point, parameters):
-        return line.evaluate(*rebuild(parameters), point, substep)
+        terms, args = rebuild(parameters)
+        return line.evaluate(terms, args, point, substep)
 
     point, vjp_read = jax.vjp(line.read, state)
     k, vjp_evaluate = jax.vjp(evaluate, point, parameters)
     state = line.unwrite(state, k, substep)
-    _, vjp_write = jax.vjp(lambda s, k: line.write(s, k, substep), state, k)
+    write = ft.partial(line.write, substep=substep)
+    _, vjp_write = jax.vjp(write, state, k)
     cotangent, cotangent_k = vjp_write(cotangent)
     cotangent_point, cotangent_parameters = vjp_evaluate(cotangent_k)
     (cotangent_read,) = vjp_read(cotangent_point)
