@@ -15,12 +15,16 @@ import jax.tree_util as jtu
 import pytest
 
 from diffrax_reversible import (
+    ALF,
     ALFComposition,
     ReversibleALF2,
     ReversibleALF4,
+    ReversibleALF6,
+    ReversibleALF8,
     ReversibleYoshida4,
+    ReversibleYoshida6,
 )
-from diffrax_reversible._solver.composition import BLANES_MOAN4
+from diffrax_reversible._solver.coefficients_low import BLANES_MOAN4
 
 
 # A list with an error estimate, as a user might pass it.
@@ -34,6 +38,14 @@ SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(ReversibleYoshida4(), id="Yoshida4"),
     pytest.param(_blanes_moan4, id="BlanesMoan4"),
+    pytest.param(ALF(), id="ALF"),
+    pytest.param(ALF(0.9), id="ALF damped"),
+    pytest.param(ReversibleALF6(), id="ALF6"),
+    pytest.param(ReversibleALF8(), id="ALF8"),
+    pytest.param(ReversibleYoshida6(), id="Yoshida6"),
+    pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
+    pytest.param(ReversibleALF4(grid=2.0**-44), id="ALF4 grid"),
+    pytest.param(ReversibleALF4(interpolation="hermite"), id="ALF4 Hermite"),
 )
 
 

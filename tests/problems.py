@@ -64,10 +64,18 @@ def _van_der_pol(xp, t, y):
     return [y[1], (1 - y[0] ** 2) * y[1] - y[0] + 0.5 * xp.cos(1.1 * t)]
 
 
-def _non_autonomous(xp, t, y):
+def _non_autonomous_a(xp, t, y):
     return [
         y[1] + 0.3 * xp.sin(t) * y[0] ** 2,
         -y[0] - 0.2 * y[1] * y[0] ** 2 + 0.4 * xp.cos(2 * t) * y[1],
+    ]
+
+
+def _non_autonomous_b(xp, t, y):
+    return [
+        xp.sin(y[1]) + 0.2 * t * y[2] / (1 + y[0] ** 2),
+        -y[0] * y[2] + 0.5 * xp.cos(t),
+        y[0] * y[1] - 0.3 * y[2] + 0.2 * xp.sin(t * y[0]),
     ]
 
 
@@ -76,4 +84,5 @@ PENDULUM = Problem("pendulum", _pendulum, (1.0, 0.5), 20.0)
 KEPLER = Problem("Kepler", _kepler, (0.4, 0.0, 0.0, 2.0), 6 * math.pi)
 LOTKA_VOLTERRA = Problem("Lotka-Volterra", _lotka_volterra, (2.0, 2.0), 20.0)
 VAN_DER_POL = Problem("forced van der Pol", _van_der_pol, (1.0, 0.0), 8.0)
-NON_AUTONOMOUS = Problem("non-autonomous", _non_autonomous, (1.0, 0.5), 10.0)
+NON_AUTONOMOUS_A = Problem("non-autonomous A", _non_autonomous_a, (1.0, 0.5), 4.0)
+NON_AUTONOMOUS_B = Problem("non-autonomous B", _non_autonomous_b, (0.6, -0.4, 0.9), 5.0)
