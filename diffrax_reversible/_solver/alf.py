@@ -94,6 +94,17 @@ class AbstractALFComposition(AbstractReversibleSolver):
     with $t$ in the middle of the fraction. `y` is $z$ and the solver state is $v$, a
     second copy of the vector field, started at $v = f(t_0, z)$. Adjacent half drifts
     are done as one.
+
+    A subclass is a composition: its fractions, order, error estimate, interpolant.
+
+    With `diffrax.PIDController(rtol, atol)` the error estimates hold the tolerance as
+    `diffrax.Tsit5` does: on our test problems the global error was at most three times
+    its error. Add `pcoeff=0.4, icoeff=0.3` for fewer rejected steps, below 20% there.
+    `PIDController` with its defaults rejects up to a third of them where the step has
+    to change by much, with these solvers as with others.
+
+    The parasitic mode: $v - f$ changes its sign with each stage, and where the flow
+    contracts like $e^{-a t}$ it grows like $e^{a t}$. See `damping`.
     """
 
     composition: eqx.AbstractVar[Composition]

@@ -42,8 +42,7 @@ _proportional_integral = (0.4, 0.3)
 
 
 def _adaptive(solver, problem, tolerance, coefficients):
-    """The error at five times, the number of steps tried, the share of those rejected.
-    """
+    """The error at five times, the number of steps tried, the share of those rejected."""
     ts, exact = exact_at_five_times(problem)
     pcoeff, icoeff = coefficients
     tolerance = np.array(tolerance)
@@ -70,9 +69,7 @@ def _check(solver, problem, exponents):
     for exponent in exponents:
         tolerance = 10.0**exponent
         for coefficients in (_integral, _proportional_integral):
-            error, steps, rejected = _adaptive(
-                solver, problem, tolerance, coefficients
-            )
+            error, steps, rejected = _adaptive(solver, problem, tolerance, coefficients)
             case = (problem.name, exponent, coefficients)
             assert error < 3 * _tsit5(problem, tolerance), case
             if coefficients == _proportional_integral:

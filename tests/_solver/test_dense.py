@@ -1,5 +1,4 @@
-"""Dense output: the error of the interpolants at save times, next to that of the nodes.
-"""
+"""Dense output: the error of the interpolants at save times, next to that of the nodes."""
 
 import diffrax
 import equinox as eqx
@@ -14,7 +13,13 @@ from diffrax_reversible import (
 )
 from diffrax_reversible._solver.coefficients_low import BLANES_MOAN4
 
-from ..problems import KEPLER, LOTKA_VOLTERRA, NON_AUTONOMOUS_A, NON_AUTONOMOUS_B, VAN_DER_POL
+from ..problems import (
+    KEPLER,
+    LOTKA_VOLTERRA,
+    NON_AUTONOMOUS_A,
+    NON_AUTONOMOUS_B,
+    VAN_DER_POL,
+)
 
 
 @eqx.filter_jit
