@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -82,6 +81,11 @@ def shares(control: PyTree, parts: np.ndarray) -> PyTree:
 Interpolation = Literal["stages", "hermite"]
 
 
+def fixed(composition: Composition) -> Composition:
+    """A field that every instance of a class has in common."""
+    return eqx.field(default=composition, init=False, repr=False, static=True)
+
+
 class AbstractALFComposition(AbstractReversibleSolver):
     r"""Base class of the compositions of asynchronous-leapfrog steps.
 
@@ -125,8 +129,8 @@ class AbstractALFComposition(AbstractReversibleSolver):
             check_grid(name, self.grid)
             if self.damping > 0:
                 raise ValueError(
-                    f"`{name}(damping=..., grid=...)`: damping merges points of a grid, "
-                    "and cannot be undone bit for bit. Use one of the two."
+                    f"`{name}(damping=..., grid=...)`: damping merges points of a "
+                    "grid, and cannot be undone bit for bit. Use one of the two."
                 )
         known = (None, "stages", "hermite")
         if self.interpolation not in known:
@@ -201,7 +205,7 @@ class AbstractALFComposition(AbstractReversibleSolver):
         middles = np.cumsum(g) - g / 2
         control = terms.contr(t0, t1)
         h = t1 - t0
-        t = t0 + jnp.asarray(middles, jnp.result_type(h)) * h
+        t = jnp.asarray(t0 + jnp.asarray(middles, jnp.result_type(h)) * h)
         weights = jnp.asarray(self._weights.T)
         drift, reflect = Drift(self.grid), Reflect(self.grid)
         updates = [
@@ -241,3 +245,25 @@ class AbstractALFComposition(AbstractReversibleSolver):
         rows = len(self.composition.interpolant)
         coefficients = tuple(terms.prod(s, control) for s in state1.sums[:rows])
         return dict(y1=state1.y, coefficients=coefficients)
+
+
+# What the fields of all compositions mean.
+options = r"""
+- `damping`: $\gamma \geq 0$. If positive, every step ends with
+    $v \leftarrow f + e^{-\gamma h} (v - f)$, $f = f(t_1, z)$, which takes the parasitic
+    mode of the method down and keeps its order. For vector fields that contract, like
+    $e^{-a t}$: there $v - f$ grows like $e^{a t}$ without it. The forward pass needs
+    $\gamma \geq a$; the reverse sweep, which has to undo the damping, wants
+    $\gamma \leq 2 a$, and loses digits over a time $T$ like $e^{a T}$ all the same.
+    Costs one more evaluation per step.
+- `grid`: a power of two $q$. If given, all increments are rounded to multiples of $q$
+    (and so is the initial state), with the derivative of the identity: then a step is
+    undone bit for bit, as long as the solution and the vector field are below
+    $2^{24} q$ in float32 and $2^{53} q$ in float64, which is checked when it is run.
+    See [`diffrax_reversible.propose_grid`][]. Not together with `damping`.
+- `interpolation`: how `SaveAt(ts=...)` and `SaveAt(dense=True)` interpolate.
+    `"stages"`: a polynomial of the stage values, which does not see the drift of $v$
+    away from the vector field. `"hermite"`: the cubic through both ends with the
+    slopes $v$. `None`: the first where the composition has such a polynomial, else the
+    second.
+"""

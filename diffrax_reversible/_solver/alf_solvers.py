@@ -1,11 +1,6 @@
-"""The named compositions of asynchronous-leapfrog steps, and those of users."""
+"""The named compositions of asynchronous-leapfrog steps, by order."""
 
-from collections.abc import Sequence
-from typing import ClassVar
-
-import equinox as eqx
-
-from .alf import AbstractALFComposition, Interpolation
+from .alf import AbstractALFComposition, fixed, options
 from .coefficients_high import (
     BLANES_MOAN6,
     KAHAN_LI8,
@@ -13,7 +8,7 @@ from .coefficients_high import (
     YOSHIDA6,
 )
 from .coefficients_low import ALF2, ALF4, YOSHIDA4
-from .composition import check_composition, Composition
+from .composition import Composition
 
 
 class ReversibleALF2(AbstractALFComposition):
@@ -44,7 +39,7 @@ class ReversibleALF2(AbstractALFComposition):
         ```
     """
 
-    composition: ClassVar[Composition] = ALF2
+    composition: Composition = fixed(ALF2)
 
 
 class ReversibleALF4(AbstractALFComposition):
@@ -80,7 +75,7 @@ class ReversibleALF4(AbstractALFComposition):
         ```
     """
 
-    composition: ClassVar[Composition] = ALF4
+    composition: Composition = fixed(ALF4)
 
 
 class ReversibleALF6(AbstractALFComposition):
@@ -124,7 +119,7 @@ class ReversibleALF6(AbstractALFComposition):
         ```
     """
 
-    composition: ClassVar[Composition] = BLANES_MOAN6
+    composition: Composition = fixed(BLANES_MOAN6)
 
 
 class ReversibleALF8(AbstractALFComposition):
@@ -167,7 +162,7 @@ class ReversibleALF8(AbstractALFComposition):
         ```
     """
 
-    composition: ClassVar[Composition] = SOFRONIOU_SPALETTA8
+    composition: Composition = fixed(SOFRONIOU_SPALETTA8)
 
 
 class ReversibleYoshida4(AbstractALFComposition):
@@ -208,7 +203,7 @@ class ReversibleYoshida4(AbstractALFComposition):
         ```
     """
 
-    composition: ClassVar[Composition] = YOSHIDA4
+    composition: Composition = fixed(YOSHIDA4)
 
 
 class ReversibleYoshida6(AbstractALFComposition):
@@ -250,7 +245,7 @@ class ReversibleYoshida6(AbstractALFComposition):
         ```
     """
 
-    composition: ClassVar[Composition] = YOSHIDA6
+    composition: Composition = fixed(YOSHIDA6)
 
 
 class ReversibleYoshida8(AbstractALFComposition):
@@ -294,84 +289,8 @@ class ReversibleYoshida8(AbstractALFComposition):
         ```
     """
 
-    composition: ClassVar[Composition] = KAHAN_LI8
+    composition: Composition = fixed(KAHAN_LI8)
 
-
-class ALFComposition(AbstractALFComposition):
-    """A composition of asynchronous-leapfrog steps of your own, given by its fractions.
-
-    Use it for a composition that is not among the named ones. The order is yours to
-    know: that of the splitting method with these fractions, in which the vector field
-    is one operator and the reflection of the off-manifold part the other. With an odd
-    number of fractions the solver state has order 2 only, unless further conditions
-    hold, as they do for those of [`diffrax_reversible.ReversibleALF4`][].
-
-    - Cost: one evaluation of the vector field per fraction and step, and as many in the
-        reverse sweep of [`diffrax_reversible.ReversibleAdjoint`][].
-    - Memory: two copies of the state, and one more for each row of `interpolant` where
-        there is dense output.
-
-    **Raises:** `ValueError` if the fractions do not sum to one to within 1e-12 or do
-    not read the same backwards, if the order is not even, or if the lengths of the
-    arguments do not match. `ValueError` or `RuntimeError` with an adaptive step size
-    controller and no `error_weights`.
-    """
-
-    composition: Composition = eqx.field(static=True)
-
-    def __init__(
-        self,
-        fractions: Sequence[float],
-        order: int,
-        error_weights: Sequence[float] | None = None,
-        error_order: int | None = None,
-        interpolant: Sequence[Sequence[float]] | None = None,
-        *,
-        damping: float = 0.0,
-        grid: float | None = None,
-        interpolation: Interpolation | None = None,
-    ):
-        self.composition = Composition(
-            order=order,
-            fractions=_floats(fractions),
-            error_weights=None if error_weights is None else _floats(error_weights),
-            error_order=error_order,
-            source="",
-            interpolant=(
-                None
-                if interpolant is None
-                else tuple(_floats(row) for row in interpolant)
-            ),
-        )
-        check_composition(self.composition)
-        self.damping = damping
-        self.grid = grid
-        self.interpolation = interpolation
-
-
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
-
-
-_options = r"""
-- `damping`: $\gamma \geq 0$. If positive, every step ends with
-    $v \leftarrow f + e^{-\gamma h} (v - f)$, $f = f(t_1, z)$, which takes the parasitic
-    mode of the method down and keeps its order. For vector fields that contract, like
-    $e^{-a t}$: there $v - f$ grows like $e^{a t}$ without it. The forward pass needs
-    $\gamma \geq a$; the reverse sweep, which has to undo the damping, wants
-    $\gamma \leq 2 a$, and loses digits over a time $T$ like $e^{a T}$ all the same.
-    Costs one more evaluation per step.
-- `grid`: a power of two $q$. If given, all increments are rounded to multiples of $q$
-    (and so is the initial state), with the derivative of the identity: then a step is
-    undone bit for bit, as long as the solution and the vector field are below
-    $2^{24} q$ in float32 and $2^{53} q$ in float64, which is checked when it is run.
-    See [`diffrax_reversible.propose_grid`][]. Not together with `damping`.
-- `interpolation`: how `SaveAt(ts=...)` and `SaveAt(dense=True)` interpolate.
-    `"stages"`: a polynomial of the stage values, which does not see the drift of $v$
-    away from the vector field. `"hermite"`: the cubic through both ends with the
-    slopes $v$. `None`: the first where the composition has such a polynomial, else the
-    second.
-"""
 
 for _cls in (
     ReversibleALF2,
@@ -382,20 +301,4 @@ for _cls in (
     ReversibleYoshida6,
     ReversibleYoshida8,
 ):
-    _cls.__init__.__doc__ = f"**Arguments:**\n{_options}"
-
-ALFComposition.__init__.__doc__ = rf"""**Arguments:**
-
-- `fractions`: $g$, of the step; a sequence of numbers that sum to one and read the same
-    backwards.
-- `order`: of the composition. Even.
-- `error_weights`: $e$, one for each fraction, with sum zero; the error estimate is
-    $h \sum_i e_i f_i$, $f_i$ the values of the vector field. Choose them antisymmetric,
-    so that the drift of $v$ away from the vector field cancels. Without them, only
-    steps that are given.
-- `error_order`: the power of the step that the estimate goes with. Together with
-    `error_weights`.
-- `interpolant`: $P$, a list of rows with one weight for each fraction; dense output is
-    $z_0 + \theta (z_1 - z_0)
-    + h \theta (1 - \theta) \sum_j (2 \theta - 1)^j \sum_i P_{{ji}} f_i$.
-{_options}"""
+    _cls.__init__.__doc__ = f"**Arguments:**\n{options}"

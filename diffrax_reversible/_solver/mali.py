@@ -53,7 +53,9 @@ class ALF(AbstractReversibleSolver):
      v \leftarrow v + 2 \eta (f(t, z) - v), \quad
      z \leftarrow z + \frac{h}{2} v$
 
-    with $t$ in the middle of the step. To reproduce MALI, or for the cheapest step of
+    with $t$ in the middle of the step.
+
+    To reproduce MALI, or for the cheapest step of
     all. [`diffrax_reversible.ReversibleALF2`][] has the same cost per unit of time and
     a solver state that does not alternate; [`diffrax_reversible.ReversibleALF4`][] is
     far more efficient.

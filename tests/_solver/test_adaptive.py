@@ -42,7 +42,7 @@ _proportional_integral = (0.4, 0.3)
 
 
 def _adaptive(solver, problem, tolerance, coefficients):
-    """The error at five times, the number of steps tried, the share of those rejected."""
+    """The error at five times, the steps tried, the share of those rejected."""
     ts, exact = exact_at_five_times(problem)
     pcoeff, icoeff = coefficients
     tolerance = np.array(tolerance)

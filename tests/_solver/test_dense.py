@@ -1,4 +1,4 @@
-"""Dense output: the error of the interpolants at save times, next to that of the nodes."""
+"""Dense output: its error at save times, next to that of the nodes."""
 
 import diffrax
 import equinox as eqx
@@ -36,6 +36,7 @@ def _solve(solver, problem, nodes, ts):
         saveat=diffrax.SaveAt(subs=subs),
         max_steps=len(nodes),
     )
+    assert solution.ys is not None
     at_ts, at_nodes = solution.ys
     return at_ts, at_nodes[: len(nodes) - 1]
 
