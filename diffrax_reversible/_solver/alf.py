@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def shares(control: PyTree, parts: np.ndarray) -> PyTree:
 Interpolation = Literal["stages", "hermite"]
 
 
-def fixed(composition: Composition) -> Composition:
+def fixed(composition: Composition) -> Any:
     """A field that every instance of a class has in common."""
     return eqx.field(default=composition, init=False, repr=False, static=True)
 

@@ -62,8 +62,8 @@ def check_composition(composition: Composition) -> None:
     if abs(math.fsum(g) - 1) > 1e-12:
         raise ValueError(
             "`ALFComposition(fractions=...)` must sum to one, to within 1e-12, and "
-            f"they sum to {math.fsum(g)!r}. Give them to double precision; the last one "
-            "may be computed as one minus the others."
+            f"they sum to {math.fsum(g)!r}. Give them to double precision; the last "
+            "one may be computed as one minus the others."
         )
     if any(abs(a - b) > 1e-12 for a, b in zip(g, reversed(g))):
         raise ValueError(
