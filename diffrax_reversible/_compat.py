@@ -3,6 +3,9 @@
 Seen the same in diffrax 0.7.0 to 0.7.2 and equinox 0.13.
 """
 
+# Whether terms contain a Brownian motion, and one that is drawn anew at every look.
+from diffrax._heuristics import is_sde as is_sde, is_unsafe_sde as is_unsafe_sde
+
 # The state of the loop's buffers, one for each `SubSaveAt`.
 from diffrax._integrate import SaveState as SaveState
 
