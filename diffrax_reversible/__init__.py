@@ -1,3 +1,4 @@
+from . import _citations as _citations
 from ._adjoint import ReversibleAdjoint as ReversibleAdjoint
 from ._controller import (
     RecordedState as RecordedState,

@@ -76,11 +76,17 @@ def _yoshida(solver=None):
 
 
 @diffrax.citation_rules.append
-def _reversible_adjoint(adjoint=None):
+def _reversible_adjoint(solver=None, adjoint=None):
     if isinstance(adjoint, ReversibleAdjoint):
+        # An entry printed twice would be an error in BibTeX.
+        if isinstance(solver, AbstractALFComposition):
+            return r"""
+% Gradients in constant memory, by reversing the accepted steps of the solver, are from
+% zhuang2021mali and, for solvers of higher order, maslovskaya2024adaptive, see above.
+"""
         return rf"""
 % Gradients in constant memory, by reversing the accepted steps of the solver, are from:
 {_zhuang2021.strip()}
-% and, for adaptive reversible solvers of higher order:
+% and, for solvers of higher order:
 {_maslovskaya2024.strip()}
 """

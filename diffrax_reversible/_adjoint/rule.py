@@ -14,14 +14,13 @@ parameter does not carry: so it never grows those axes, and outer products becom
 products.
 """
 
-import abc
 import dataclasses
 import functools as ft
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
+import jax.core
 import jax.extend.core as jex
 import jax.interpreters.ad as ad
 import jax.interpreters.batching as batching
@@ -30,93 +29,10 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
+from .abstract_sweep import AbstractSweep, Batch, Inputs
 from .refuse import refuse_derivative
-
-
-_CAPTURED = (
-    "`ReversibleAdjoint()` cannot differentiate with respect to a value that a callable "
-    "other than the vector field or `SaveAt(fn=...)` closes over. Pass it through "
-    "`args`, or make the callable an `equinox.Module` with the value as a field; or use "
-    "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
-)
-
-
-class Inputs(eqx.Module):
-    """The inputs of a function with a reverse sweep, all of them arrays.
-
-    - `state`: differentiated; the sweep ends with its cotangent.
-    - `parameters`: differentiated; the sweep adds their cotangent up on its way.
-    - `rest`: not differentiated.
-    """
-
-    state: PyTree[Array]
-    parameters: PyTree[Array]
-    rest: PyTree[Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """What a sweep must know of the axes over which it is vmapped.
-
-    - `names`: of these axes.
-    - `summed`: a pytree with the structure of the perturbed parameters; for each the
-        names of the axes that it does not carry.
-    """
-
-    names: tuple[Hashable, ...]
-    summed: PyTree
-
-    def any(self, pred: Bool[Array, ""]) -> Bool[Array, ""]:
-        """Whether `pred` holds for any element of the batch; not batched itself."""
-        if len(self.names) == 0:
-            return pred
-        return lax.pmax(pred.astype(jnp.int32), self.names) > 0
-
-    def accumulate(self, total: PyTree[Array], increment: PyTree[Array]):
-        """Adds the increments of all elements of the batch that share a parameter."""
-
-        def add(total, increment, names):
-            return total + (lax.psum(increment, names) if names else increment)
-
-        return jtu.tree_map(add, total, increment, self.summed)
-
-
-class AbstractSweep(abc.ABC):
-    """A function and the walk that finds its cotangents. Every method is called for a
-    single element of a batch."""
-
-    @abc.abstractmethod
-    def evaluate(self, inputs: Inputs) -> PyTree[Array]:
-        """The function."""
-
-    @abc.abstractmethod
-    def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> PyTree:
-        """What the walk carries at its start. `cotangents` has the structure of
-        `outputs`, and `None` where those are not floating-point numbers."""
-
-    @abc.abstractmethod
-    def active(self, carry: PyTree) -> Bool[Array, "..."]:
-        """Whether there are steps left to walk."""
-
-    @abc.abstractmethod
-    def step(
-        self,
-        inputs: Inputs,
-        outputs: PyTree,
-        cotangents: PyTree,
-        carry: PyTree,
-        cotangent_parameters: PyTree,
-        batch: Batch,
-    ) -> tuple[PyTree, PyTree]:
-        """One step of the walk: the new carry and the new cotangent of the parameters,
-        which has the structure of `inputs.parameters`, with `None` for those that are
-        not perturbed. Called also for elements of a batch that are no longer active."""
-
-    @abc.abstractmethod
-    def finish(self, cotangents: PyTree, carry: PyTree) -> PyTree:
-        """The cotangent of `inputs.state`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,16 +58,12 @@ class _Static:
         self.state_tree = jtu.tree_structure(inputs.state)
         self.parameters_tree = jtu.tree_structure(inputs.parameters)
 
-        def evaluate(*leaves):
-            outputs = sweep.evaluate(jtu.tree_unflatten(self.inputs_tree, leaves))
-            leaves, self.outputs_tree = jtu.tree_flatten(outputs)
-            return leaves
-
-        jaxpr = jax.make_jaxpr(evaluate)(*leaves)
+        jaxpr, shapes = jax.make_jaxpr(sweep.evaluate, return_shape=True)(inputs)
+        self.outputs_tree = jtu.tree_structure(shapes)
         self.outputs_avals = jaxpr.out_avals
         self.outputs_float = [_is_float(a) for a in jaxpr.out_avals]
         # What the function closes over becomes an input, so that it, too, is batched.
-        self.captured = refuse_derivative(jaxpr.consts, _CAPTURED)
+        self.captured = refuse_derivative(jaxpr.consts, sweep.refusal)
         self.num_inputs = len(leaves) + len(self.captured)
 
         def call(*operands):
@@ -189,7 +101,9 @@ def _evaluate(*leaves, static, levels):
 
 def _outputs_avals(static, levels):
     sizes = tuple(level.size for level in reversed(levels))
-    return [jax.core.ShapedArray(sizes + a.shape, a.dtype) for a in static.outputs_avals]
+    return [
+        jax.core.ShapedArray(sizes + a.shape, a.dtype) for a in static.outputs_avals
+    ]
 
 
 def _new_level(axis_data, mapped: Sequence[bool]) -> _Level:
@@ -395,7 +309,6 @@ def _sweep(inputs, outputs, cotangents, static, levels, perturbed):
     def unpack(operands):
         given = iter(operands[n + m :])
         cts = [next(given) if f else None for f in static.outputs_float]
-        # `None` is no leaf, so flatten it as one.
         return (
             jtu.tree_unflatten(static.inputs_tree, operands[:num_leaves]),
             jtu.tree_unflatten(static.outputs_tree, operands[n : n + m]),
@@ -413,12 +326,15 @@ def _sweep(inputs, outputs, cotangents, static, levels, perturbed):
     ]
     batch = Batch(tuple(level.name for level in levels), for_parameters(summed))
 
+    carry_tree: Any = None
+
     def start(*operands):
-        leaves, start.tree = jtu.tree_flatten(sweep.start(*unpack(operands)))
+        nonlocal carry_tree
+        leaves, carry_tree = jtu.tree_flatten(sweep.start(*unpack(operands)))
         return leaves
 
     def step(carry, totals, *operands):
-        carry = jtu.tree_unflatten(start.tree, carry)
+        carry = jtu.tree_unflatten(carry_tree, carry)
         totals = for_parameters(totals)
         carry, totals = sweep.step(*unpack(operands), carry, totals, batch)
         return jtu.tree_leaves(carry), jtu.tree_leaves(totals)
@@ -436,7 +352,7 @@ def _sweep(inputs, outputs, cotangents, static, levels, perturbed):
 
     def active(loop):
         carry, _ = loop
-        return jnp.any(sweep.active(jtu.tree_unflatten(start.tree, carry)))
+        return jnp.any(sweep.active(jtu.tree_unflatten(carry_tree, carry)))
 
     totals = [jnp.zeros_like(inputs[i]) for i in parameters]
     carry, totals = lax.while_loop(
@@ -444,7 +360,7 @@ def _sweep(inputs, outputs, cotangents, static, levels, perturbed):
     )
 
     _, _, all_cotangents = unpack(operands)
-    state = sweep.finish(all_cotangents, jtu.tree_unflatten(start.tree, carry))
+    state = sweep.finish(all_cotangents, jtu.tree_unflatten(carry_tree, carry))
     found = dict(zip(static.state, jtu.tree_leaves(state)))
     for i in static.state:
         # An input that does not carry an axis collects from all elements along it.

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from .._compat import save_y, ω
+from .._compat import ω
 from .._types import BoolScalarLike, DenseInfo, IntScalarLike, RealScalarLike, Y
-from .rule import Batch
+from .abstract_sweep import Batch
 
 
 class Cursor(eqx.Module):
@@ -86,12 +86,15 @@ class Saver(eqx.Module):
         """Undoes `SubSaveAt(ts=...)`. `cotangents` are those of `dense_info` and of the
         parameters; returns the new ones and the new cursor."""
 
+        ts = self.ts
+        assert ts is not None
+
         def body(loop):
             _, cursor, cotangents = loop
             pending = self.has_pending(step, cursor)
             one = jnp.where(pending, 1, 0)
             cursor = Cursor(cursor.saved - one, cursor.ts_saved - one)
-            t = jnp.where(pending, self.ts[cursor.ts_saved], step.t0)
+            t = jnp.where(pending, ts[cursor.ts_saved], step.t0)
             increments = self._vjp(
                 lambda dense_info: interpolate(dense_info, t),
                 t,

@@ -8,14 +8,14 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import ArrayLike, Bool, PyTree
 
 from .._compat import save_y, SaveState, while_loop
 from .._controller import RecordedSteps, step_interval
 from .._solver import as_reversible
 from .._types import IntScalarLike
+from .abstract_sweep import AbstractSweep, Batch, Inputs
 from .hoist import is_subsaveat
-from .rule import AbstractSweep, Batch, Inputs
 from .saves import Cursor, Saver, Step
 
 
@@ -117,6 +117,14 @@ class ReversibleSweep(AbstractSweep):
     - `static`: what of the problem is not an array.
     """
 
+    refusal = (
+        "`adjoint=ReversibleAdjoint()` does not differentiate with respect to a value "
+        "that a callable closes over, other than the vector field and "
+        "`SaveAt(fn=...)`. Pass it through `args`, or make the callable an "
+        "`equinox.Module` of which it is a field; or use "
+        "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+    )
+
     def __init__(self, loop: Callable, static: PyTree):
         self.loop = loop
         self.static = static
@@ -187,7 +195,7 @@ class ReversibleSweep(AbstractSweep):
             cotangents.solver_state,
         )
 
-    def active(self, carry: _Walk) -> Bool[Array, "..."]:
+    def active(self, carry: _Walk) -> Bool[ArrayLike, "..."]:
         return carry.remaining > 0
 
     def step(
@@ -247,7 +255,8 @@ class ReversibleSweep(AbstractSweep):
         with_ts = [i for i, saver in enumerate(savers) if saver.ts is not None]
         if problem.saveat.dense or len(with_ts) > 0:
             dense_info = jtu.tree_map(
-                lambda x: jnp.zeros(x.shape, x.dtype), eqx.filter_eval_shape(backward_step)
+                lambda x: jnp.zeros(x.shape, x.dtype),
+                eqx.filter_eval_shape(backward_step),
             )
             cotangent_dense_info = dense_info
             if problem.saveat.dense:

@@ -1,5 +1,7 @@
-from .intervals import knows_its_steps as knows_its_steps
-from .intervals import step_interval as step_interval
+from .intervals import (
+    knows_its_steps as knows_its_steps,
+    step_interval as step_interval,
+)
 from .recorded import (
     RecordedState as RecordedState,
     RecordedSteps as RecordedSteps,

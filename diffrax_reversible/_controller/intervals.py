@@ -45,6 +45,7 @@ def step_interval(
     if isinstance(controller, StepTo):
         node = lambda i: controller.ts[i]
     elif isinstance(controller, ConstantStepSize):
+        assert dt0 is not None
         steps_completed, *bounds = controller_state
 
         def node(i):

@@ -1,7 +1,8 @@
 """Recording the steps that an adaptive solve has accepted."""
 
+import functools as ft
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
         y1_candidate: Y,
         args: Args,
         y_error: Y | None,
-        error_order: RealScalarLike | None,
+        error_order: RealScalarLike,
         controller_state: RecordedState,
     ) -> tuple[
         BoolScalarLike,
@@ -154,8 +155,9 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
                 "More steps were accepted than `RecordedSteps(capacity="
                 f"{self.capacity})` has room for. Pass a larger `capacity`.",
             )
-        t0s = buffer_at_set(record.t0s, count, t0 * self._direction, pred=keep_step)
-        t1s = buffer_at_set(record.t1s, count, t1 * self._direction, pred=keep_step)
+        write = ft.partial(buffer_at_set, item=count, pred=cast(Any, keep_step))
+        t0s: Any = write(record.t0s, x=t0 * self._direction)
+        t1s: Any = write(record.t1s, x=t1 * self._direction)
         record = StepRecord(t0s, t1s, count + jnp.where(keep_step, 1, 0))
         state = RecordedState(inner, record)
         return keep_step, tprev, tnext, made_jump, state, result

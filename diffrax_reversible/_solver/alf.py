@@ -47,16 +47,12 @@ class _Reflect(AbstractUpdate):
 
     def write(self, state, k, substep):
         v = (2 * k**ω - state.solver_state**ω).ω
-        sums = [
-            (s**ω + w * k**ω).ω for s, w in zip(state.sums, substep.weights)
-        ]
+        sums = [(s**ω + w * k**ω).ω for s, w in zip(state.sums, substep.weights)]
         return State(state.y, v, sums)
 
     def unwrite(self, state, k, substep):
         v = (2 * k**ω - state.solver_state**ω).ω
-        sums = [
-            (s**ω - w * k**ω).ω for s, w in zip(state.sums, substep.weights)
-        ]
+        sums = [(s**ω - w * k**ω).ω for s, w in zip(state.sums, substep.weights)]
         return State(state.y, v, sums)
 
 
@@ -98,9 +94,7 @@ class AbstractALFComposition(AbstractReversibleSolver):
         del t1
         return terms.vf(t0, y0, args)
 
-    def func(
-        self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args
-    ) -> VF:
+    def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
         return terms.vf(t0, y0, args)
 
     def updates(self, terms, t0, t1):

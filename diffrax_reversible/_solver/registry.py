@@ -1,5 +1,7 @@
 """How each solver is reversed."""
 
+from typing import cast
+
 from diffrax import AbstractSolver
 
 from .base import AbstractReversibleSolver
@@ -13,7 +15,7 @@ def as_reversible(solver: AbstractSolver) -> AbstractReversibleSolver:
     # Not `isinstance`, which for a wrapped solver like `HalfSolver` also asks the
     # solver inside, whose reverse is not that of the wrapper.
     if issubclass(type(solver), AbstractReversibleSolver):
-        return solver
+        return cast(AbstractReversibleSolver, solver)
     raise ValueError(
         f"`adjoint=ReversibleAdjoint()` needs a reversible solver, and "
         f"`{type(solver).__name__}` is not one. Use a reversible solver, for example "

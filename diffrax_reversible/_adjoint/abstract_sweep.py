@@ -1,0 +1,96 @@
+"""A function and the walk from its outputs back to its inputs."""
+
+import abc
+import dataclasses
+from collections.abc import Hashable
+from typing import ClassVar
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, ArrayLike, Bool, PyTree
+
+from .._types import BoolScalarLike
+
+
+class Inputs(eqx.Module):
+    """The inputs of a function with a reverse sweep, all of them arrays.
+
+    - `state`: differentiated; the sweep ends with its cotangent.
+    - `parameters`: differentiated; the sweep adds their cotangent up on its way.
+    - `rest`: not differentiated.
+    """
+
+    state: PyTree[Array]
+    parameters: PyTree[Array]
+    rest: PyTree[Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a sweep must know of the axes over which it is vmapped.
+
+    - `names`: of these axes.
+    - `summed`: a pytree with the structure of the perturbed parameters; for each the
+        names of the axes that it does not carry.
+    """
+
+    names: tuple[Hashable, ...]
+    summed: PyTree
+
+    def any(self, pred: BoolScalarLike) -> BoolScalarLike:
+        """Whether `pred` holds for any element of the batch; not batched itself."""
+        if len(self.names) == 0:
+            return pred
+        return lax.pmax(jnp.asarray(pred, jnp.int32), self.names) > 0
+
+    def accumulate(self, total: PyTree[Array], increment: PyTree[Array]):
+        """Adds the increments of all elements of the batch that share a parameter."""
+
+        def add(total, increment, names):
+            return total + (lax.psum(increment, names) if names else increment)
+
+        return jtu.tree_map(add, total, increment, self.summed)
+
+
+class AbstractSweep(abc.ABC):
+    """A function and the walk that finds its cotangents. Every method is called for a
+    single element of a batch.
+
+    - `refusal`: the message of the error raised where a value is differentiated that is
+        not among the inputs, but that `evaluate` closes over.
+    """
+
+    refusal: ClassVar[str]
+
+    @abc.abstractmethod
+    def evaluate(self, inputs: Inputs) -> PyTree[Array]:
+        """The function."""
+
+    @abc.abstractmethod
+    def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> PyTree:
+        """What the walk carries at its start. `cotangents` has the structure of
+        `outputs`, and `None` where those are not floating-point numbers."""
+
+    @abc.abstractmethod
+    def active(self, carry: PyTree) -> Bool[ArrayLike, "..."]:
+        """Whether there are steps left to walk."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        inputs: Inputs,
+        outputs: PyTree,
+        cotangents: PyTree,
+        carry: PyTree,
+        cotangent_parameters: PyTree,
+        batch: Batch,
+    ) -> tuple[PyTree, PyTree]:
+        """One step of the walk: the new carry and the new cotangent of the parameters,
+        which has the structure of `inputs.parameters`, with `None` for those that are
+        not perturbed. Called also for elements of a batch that are no longer active."""
+
+    @abc.abstractmethod
+    def finish(self, cotangents: PyTree, carry: PyTree) -> PyTree:
+        """The cotangent of `inputs.state`."""
