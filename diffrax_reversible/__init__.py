@@ -10,6 +10,7 @@ from ._solver import (
     AbstractALFComposition as AbstractALFComposition,
     AbstractReversibleSolver as AbstractReversibleSolver,
     ALFComposition as ALFComposition,
+    Reversible as Reversible,
     ReversibleALF2 as ReversibleALF2,
     ReversibleALF4 as ReversibleALF4,
     ReversibleYoshida4 as ReversibleYoshida4,

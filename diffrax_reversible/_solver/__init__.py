@@ -6,4 +6,5 @@ from .alf import (
     ReversibleYoshida4 as ReversibleYoshida4,
 )
 from .base import AbstractReversibleSolver as AbstractReversibleSolver
+from .coupling import Reversible as Reversible
 from .registry import as_reversible as as_reversible

@@ -3,13 +3,14 @@
 import abc
 from collections.abc import Callable, Sequence
 
+import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.tree_util as jtu
 from diffrax import AbstractAdaptiveSolver, AbstractTerm, RESULTS
 from jaxtyping import PyTree
 
-from .._compat import ω
+from .._compat import depends, ω
 from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScalarLike, Y
 from .update import apply, Line, pull_back, State, Substep, undo
 
@@ -25,13 +26,12 @@ def _refuse_jump(made_jump: BoolScalarLike) -> None:
 
 
 def _repeat(body: Callable, carry, substeps: Substep, reverse: bool = False):
-    """`body(carry, substep) -> carry` over the substeps, compiled once."""
+    """`body(carry, substep) -> carry, y` over the substeps, compiled once. Returns the
+    last carry, and every `y` along a leading axis."""
     if len(jtu.tree_leaves(substeps)[0]) == 1:
-        return body(carry, jtu.tree_map(lambda x: x[0], substeps))
-    carry, _ = lax.scan(
-        lambda c, substep: (body(c, substep), None), carry, substeps, reverse=reverse
-    )
-    return carry
+        carry, y = body(carry, jtu.tree_map(lambda x: x[0], substeps))
+        return carry, jtu.tree_map(lambda x: x[None], y)
+    return lax.scan(body, carry, substeps, reverse=reverse)
 
 
 class AbstractReversibleSolver(AbstractAdaptiveSolver):
@@ -111,9 +111,9 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             def forward(state, substep, lines=lines):
                 for line in lines:
                     state = apply(line, terms, args, state, substep)
-                return state
+                return state, None
 
-            state = _repeat(forward, state, substeps)
+            state, _ = _repeat(forward, state, substeps)
         y_error = self.error(terms, t0, t1, state0, state)
         dense_info = self._dense_info(terms, t0, t1, state0, state)
         return state.y, y_error, dense_info, state.solver_state, RESULTS.successful
@@ -153,9 +153,9 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             def backward(state, substep, lines=lines):
                 for line in reversed(lines):
                     state = undo(line, terms, args, state, substep)
-                return state
+                return state, None
 
-            state = _repeat(backward, state, substeps, reverse=True)
+            state, _ = _repeat(backward, state, substeps, reverse=True)
         # Undone from zero, the sums have the opposite sign.
         state1 = State(y1, solver_state, (-(state.sums**ω)).ω)
         dense_info = self._dense_info(terms, t0, t1, state, state1)
@@ -202,32 +202,74 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             cotangent_y, cotangent_solver_state, self.zero_sums(y1, solver_state)
         )
 
-        def add_dense(dense_info, state, cotangent):
+        def add_dense(dense_info, state, cotangent, cotangent_parameters):
             if cotangent_dense_info is None:
-                return cotangent
-            dense, vjp = jax.vjp(lambda s: dense_info(terms, t0, t1, s), state)
-            (increment,) = vjp({key: cotangent_dense_info[key] for key in dense})
-            return (cotangent**ω + increment**ω).ω
+                return cotangent, cotangent_parameters
 
-        cotangent = add_dense(self.dense_info_end, state, cotangent)
+            def evaluate(state, parameters):
+                terms, _ = rebuild(parameters)
+                return dense_info(terms, t0, t1, state)
+
+            if not with_control:
+                dense, vjp = jax.vjp(lambda s: evaluate(s, parameters), state)
+            else:
+                dense, vjp = jax.vjp(evaluate, state, parameters)
+            increment, *rest = vjp({key: cotangent_dense_info[key] for key in dense})
+            if with_control:
+                cotangent_parameters = accumulate(cotangent_parameters, *rest)
+            return (cotangent**ω + increment**ω).ω, cotangent_parameters
+
+        def all_substeps(parameters):
+            terms, _ = rebuild(parameters)
+            return [substeps for _, substeps in self.updates(terms, t0, t1)]
+
+        # The control of a `ControlTerm` may be differentiated, too.
+        with_control = depends(all_substeps, parameters)
+        cotangent, cotangent_parameters = add_dense(
+            self.dense_info_end, state, cotangent, cotangent_parameters
+        )
         carry = (state, cotangent, cotangent_parameters)
+        cotangent_substeps = []
         for lines, substeps in reversed(self.updates(terms, t0, t1)):
 
             def backward(carry, substep, lines=lines):
                 state, cotangent, cotangent_parameters = carry
+                cotangent_substep = None
                 for line in reversed(lines):
-                    state, cotangent, increment = pull_back(
-                        line, rebuild, parameters, state, cotangent, substep
+                    state, cotangent, increment, substep_increment = pull_back(
+                        line,
+                        rebuild,
+                        parameters,
+                        state,
+                        cotangent,
+                        substep,
+                        with_control,
                     )
                     if increment is not None:
                         cotangent_parameters = accumulate(
                             cotangent_parameters, increment
                         )
-                return state, cotangent, cotangent_parameters
+                    if cotangent_substep is None:
+                        cotangent_substep = substep_increment
+                    else:
+                        cotangent_substep = (
+                            cotangent_substep**ω + substep_increment**ω
+                        ).ω
+                return (state, cotangent, cotangent_parameters), cotangent_substep
 
-            carry = _repeat(backward, carry, substeps, reverse=True)
+            carry, found = _repeat(backward, carry, substeps, reverse=True)
+            cotangent_substeps.insert(0, found)
         state, cotangent, cotangent_parameters = carry
-        cotangent = add_dense(self.dense_info_start, state, cotangent)
+        if with_control:
+            _, vjp = jax.vjp(
+                lambda p: eqx.filter(all_substeps(p), eqx.is_inexact_array), parameters
+            )
+            cotangent_parameters = accumulate(
+                cotangent_parameters, *vjp(cotangent_substeps)
+            )
+        cotangent, cotangent_parameters = add_dense(
+            self.dense_info_start, state, cotangent, cotangent_parameters
+        )
         return (
             state.y,
             state.solver_state,
