@@ -20,10 +20,15 @@ from diffrax._saveat import save_y as save_y
 # The terms that `diffeqsolve` wraps to integrate backwards in time.
 from diffrax._term import WrapTerm as WrapTerm
 
-# A write-once buffer inside a loop: written in place, also under `jax.vmap`.
+# A write-once buffer inside a loop: written in place, also under `jax.vmap`. The float
+# before another one. `jnp.any` over every batch that there is, so that a `lax.cond` on
+# it stays one branch.
 from equinox.internal import (
     buffer_at_set as buffer_at_set,
     MaybeBuffer as MaybeBuffer,
+    nondifferentiable_backward as nondifferentiable_backward,
+    prevbefore as prevbefore,
+    unvmap_any as unvmap_any,
     while_loop as while_loop,
     ω as ω,
 )
@@ -31,7 +36,6 @@ from equinox.internal import (
 # Which inputs the outputs of a function depend on.
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
-
 
 
 def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:

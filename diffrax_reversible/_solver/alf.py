@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from diffrax import AbstractTerm, ThirdOrderHermitePolynomialInterpolation
 from jaxtyping import Array, PyTree
 
-from .._compat import ω
+from .._compat import unvmap_any, ω
 from .._types import Args, RealScalarLike, VF, Y
 from .base import AbstractReversibleSolver
 from .composition import ALF2, ALF4, Composition, YOSHIDA4
@@ -54,6 +55,33 @@ class _Reflect(AbstractUpdate):
         v = (2 * k**ω - state.solver_state**ω).ω
         sums = [(s**ω - w * k**ω).ω for s, w in zip(state.sums, substep.weights)]
         return State(state.y, v, sums)
+
+
+class _Jump(AbstractUpdate):
+    """Keeps `v - f(z)`, the distance of `v` from the vector field, across a jump."""
+
+    def read(self, state):
+        return state.y
+
+    def evaluate(self, terms, args, point, substep):
+        def change():
+            after = terms.vf(substep.t_after, point, args)
+            before = terms.vf(substep.t_before, point, args)
+            return (after**ω - before**ω).ω
+
+        def nothing():
+            struct = eqx.filter_eval_shape(change)
+            return jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), struct)
+
+        # Under `jax.vmap` evaluate only if any element jumps.
+        k = lax.cond(unvmap_any(substep.made_jump), change, nothing)
+        return jtu.tree_map(lambda x: jnp.where(substep.made_jump, x, 0), k)
+
+    def write(self, state, k, substep):
+        return State(state.y, (state.solver_state**ω + k**ω).ω, state.sums)
+
+    def unwrite(self, state, k, substep):
+        return State(state.y, (state.solver_state**ω - k**ω).ω, state.sums)
 
 
 class AbstractALFComposition(AbstractReversibleSolver):
@@ -117,6 +145,9 @@ class AbstractALFComposition(AbstractReversibleSolver):
             ((_Drift(), _Reflect()), _Substep(share(drifts[:-1]), t, weights)),
             ((_Drift(),), _Substep(share(drifts[-1:]), t[-1:], ())),
         ]
+
+    def jump(self):
+        return _Jump()
 
     def zero_sums(self, y, solver_state):
         if self.composition.error_weights is None:
