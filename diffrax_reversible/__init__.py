@@ -14,4 +14,6 @@ from ._solver import (
     ReversibleALF2 as ReversibleALF2,
     ReversibleALF4 as ReversibleALF4,
     ReversibleYoshida4 as ReversibleYoshida4,
+    StormerVerlet as StormerVerlet,
+    SymplecticComposition as SymplecticComposition,
 )

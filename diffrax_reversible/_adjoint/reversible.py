@@ -4,11 +4,11 @@ import functools as ft
 
 import equinox as eqx
 import jax.tree_util as jtu
-from diffrax import AbstractAdjoint, SubSaveAt
+from diffrax import AbstractAdjoint, LeapfrogMidpoint, SubSaveAt
 
-from .._compat import is_sde, while_loop
+from .._compat import while_loop
 from .._controller import knows_its_steps, RecordedSteps
-from .._solver import as_reversible
+from .._solver import as_reversible, refuse_sde
 from .hoist import hoist_fns, hoist_terms, is_subsaveat, without_fns
 from .refuse import refuse_derivative
 from .rule import with_reverse_sweep
@@ -141,19 +141,22 @@ class ReversibleAdjoint(AbstractAdjoint):
         passed_controller_state,
         progress_meter,
     ):
-        del throw, passed_solver_state, passed_controller_state
+        del throw, passed_controller_state
         as_reversible(solver)
+        if passed_solver_state and type(solver) is LeapfrogMidpoint:
+            # Its time is that of a step which is not in this solve.
+            raise NotImplementedError(
+                "`adjoint=ReversibleAdjoint()` does not support "
+                "`diffeqsolve(LeapfrogMidpoint(), ..., solver_state=...)`. Leave out "
+                "the solver state, and the first step is an explicit Euler step."
+            )
         if event is not None:
             raise NotImplementedError(
                 "`adjoint=ReversibleAdjoint()` does not support "
                 "`diffeqsolve(..., event=...)`. Use "
                 "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
             )
-        if is_sde(terms):
-            raise NotImplementedError(
-                "`adjoint=ReversibleAdjoint()` does not support SDEs. Use "
-                "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
-            )
+        refuse_sde(solver, terms)
         _refuse_jumps(stepsize_controller, solver, terms, init_state)
         t0 = refuse_derivative(t0, _refuse_time("diffeqsolve(t0=...)"))
         t1 = refuse_derivative(t1, _refuse_time("diffeqsolve(t1=...)"))
@@ -164,7 +167,14 @@ class ReversibleAdjoint(AbstractAdjoint):
         saveat = self._refuse_save_times(saveat)
 
         t, y = init_state.tprev, init_state.y
-        terms = hoist_terms(terms, t, y, args)
+
+        def step(terms):
+            state = init_state
+            return solver.step(
+                terms, t, state.tnext, y, args, state.solver_state, state.made_jump
+            )
+
+        terms = hoist_terms(terms, t, y, args, step)
         fns = hoist_fns(saveat, t, y, args)
         controller = stepsize_controller
         if not knows_its_steps(controller):

@@ -15,7 +15,7 @@ from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScala
 from .update import apply, Line, pull_back, State, Substep, undo
 
 
-def _refuse_jump(made_jump: BoolScalarLike) -> None:
+def refuse_jump(made_jump: BoolScalarLike) -> None:
     if made_jump is not False:
         raise NotImplementedError(
             "Reversible solvers do not support jumps in the vector field: "
@@ -104,7 +104,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
 
         **Raises:** `NotImplementedError` for a jump in the vector field.
         """
-        _refuse_jump(made_jump)
+        refuse_jump(made_jump)
         state0 = state = State(y0, solver_state, self.zero_sums(y0, solver_state))
         for lines, substeps in self.updates(terms, t0, t1):
 
@@ -146,7 +146,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         **Raises:** `NotImplementedError` for a jump in the vector field.
         """
         del ts_state
-        _refuse_jump(made_jump)
+        refuse_jump(made_jump)
         state = State(y1, solver_state, self.zero_sums(y1, solver_state))
         for lines, substeps in reversed(self.updates(terms, t0, t1)):
 
@@ -195,7 +195,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         **Cost:** one evaluation and one vector-Jacobian product per update.
         """
         del ts_state
-        _refuse_jump(made_jump)
+        refuse_jump(made_jump)
         terms, _ = rebuild(parameters)
         state = State(y1, solver_state, self.zero_sums(y1, solver_state))
         cotangent = State(
