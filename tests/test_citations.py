@@ -1,3 +1,5 @@
+import re
+
 import diffrax
 import pytest
 
@@ -22,7 +24,10 @@ def test_solver_and_adjoint(capsys):
         "An asynchronous leapfrog method {II}",
     ):
         assert title in out
+    assert "constant memory" in out
     assert out.count("{") == out.count("}")
+    keys = re.findall(r"^@\w+\{(.*),$", out, re.M)
+    assert len(keys) == len(set(keys)) > 0
 
 
 @pytest.mark.parametrize("solver", (ReversibleALF2(), ReversibleALF4()))

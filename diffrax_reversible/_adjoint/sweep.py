@@ -150,8 +150,7 @@ class ReversibleSweep(AbstractSweep):
             def with_record(state):
                 if not isinstance(controller, RecordedSteps):
                     return buffers(state)
-                record = state.controller_state.record
-                return [*buffers(state), record.t0s, record.t1s]
+                return [*buffers(state), state.controller_state.record.intervals]
 
             done.append(
                 while_loop(

@@ -37,11 +37,11 @@ def step_interval(
         # A record that was passed in already holds the steps of an earlier solve.
         record = controller_state.record
         index = record.count - num_steps + index
-        direction = controller._direction
-        return record.t0s[index] * direction, record.t1s[index] * direction
+        start, end = record.intervals[index] * controller._direction
+        return start, end
     if isinstance(controller, ReplayedSteps):
-        record = controller.record
-        return record.t0s[index], record.t1s[index]
+        start, end = controller.record.intervals[index]
+        return start, end
     if isinstance(controller, StepTo):
         node = lambda i: controller.ts[i]
     elif isinstance(controller, ConstantStepSize):

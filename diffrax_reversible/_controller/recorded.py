@@ -1,6 +1,5 @@
 """Recording the steps that an adaptive solve has accepted."""
 
-import functools as ft
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,15 +15,26 @@ from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, VF, Y
 class StepRecord(eqx.Module):
     """The accepted steps of a solve, in the order in which they were made.
 
-    - `t0s`, `t1s`: where each step started and ended. Arrays of shape `(capacity,)` and
-        of the dtype of time, of which the first `count` entries are filled; the others
-        are `inf`. In the direction of the solve: `t1s < t0s` if `t1 < t0`.
+    - `intervals`: where each step started and ended. An array of shape `(capacity, 2)`
+        and of the dtype of time, of which the first `count` rows are filled; the others
+        are `inf`. In the direction of the solve: a step ends before it starts if
+        `t1 < t0`.
     - `count`: the number of accepted steps.
     """
 
-    t0s: MaybeBuffer[Float[Array, " capacity"]]
-    t1s: MaybeBuffer[Float[Array, " capacity"]]
+    # One array rather than two: each step then writes just once.
+    intervals: MaybeBuffer[Float[Array, "capacity 2"]]
     count: IntScalarLike
+
+    @property
+    def t0s(self) -> Float[Array, " capacity"]:
+        """Where each step started."""
+        return self.intervals[:, 0]
+
+    @property
+    def t1s(self) -> Float[Array, " capacity"]:
+        """Where each step ended."""
+        return self.intervals[:, 1]
 
 
 class RecordedState(eqx.Module):
@@ -97,8 +107,8 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
 
     def start(self, controller_state: PyTree, dtype: Any) -> RecordedState:
         """An empty record beside a state of the wrapped controller."""
-        ts = jnp.full(self.capacity, jnp.inf, dtype)
-        return RecordedState(controller_state, StepRecord(ts, ts, jnp.array(0)))
+        intervals = jnp.full((self.capacity, 2), jnp.inf, dtype)
+        return RecordedState(controller_state, StepRecord(intervals, jnp.array(0)))
 
     def init(
         self,
@@ -155,10 +165,13 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
                 "More steps were accepted than `RecordedSteps(capacity="
                 f"{self.capacity})` has room for. Pass a larger `capacity`.",
             )
-        write = ft.partial(buffer_at_set, item=count, pred=cast(Any, keep_step))
-        t0s: Any = write(record.t0s, x=t0 * self._direction)
-        t1s: Any = write(record.t1s, x=t1 * self._direction)
-        record = StepRecord(t0s, t1s, count + jnp.where(keep_step, 1, 0))
+        intervals: Any = buffer_at_set(
+            record.intervals,
+            count,
+            jnp.stack([t0, t1]) * self._direction,
+            pred=cast(Any, keep_step),
+        )
+        record = StepRecord(intervals, count + jnp.where(keep_step, 1, 0))
         state = RecordedState(inner, record)
         return keep_step, tprev, tnext, made_jump, state, result
 

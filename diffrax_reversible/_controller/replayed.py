@@ -28,9 +28,7 @@ class ReplayedSteps(AbstractStepSizeController[IntScalarLike, None]):
 
     def wrap(self, direction: IntScalarLike) -> "ReplayedSteps":
         record = self.record
-        return ReplayedSteps(
-            StepRecord(record.t0s * direction, record.t1s * direction, record.count)
-        )
+        return ReplayedSteps(StepRecord(record.intervals * direction, record.count))
 
     def init(
         self,

@@ -1,0 +1,302 @@
+"""What the tests vary, in one place: a new solver is tested by adding it to `SOLVERS`."""
+
+import functools as ft
+import itertools as it
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.flatten_util as jfu
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import pytest
+from diffrax_reversible import (
+    ALFComposition,
+    ReversibleALF2,
+    ReversibleALF4,
+    ReversibleYoshida4,
+)
+
+
+_suzuki = 1 / (4 - 4 ** (1 / 3))
+_suzuki = (_suzuki, _suzuki, 1 - 4 * _suzuki, _suzuki, _suzuki)
+# Suzuki's fractions, each taken by two halves: then `v`, too, is of order 4.
+_fractions = tuple(g / 2 for g in _suzuki for _ in range(2))
+# The sum over the halves of the differences that they see: zero on a constant field.
+_error_weights = (-0.3, 0.3, -0.3, 0.3, 0.6, -0.6, -0.3, 0.3, -0.3, 0.3)
+
+
+SOLVERS = (
+    pytest.param(ReversibleALF2(), id="ALF2"),
+    pytest.param(ReversibleALF4(), id="ALF4"),
+    pytest.param(ReversibleYoshida4(), id="Yoshida4"),
+    pytest.param(
+        ALFComposition(_fractions, 4, _error_weights, 2), id="Suzuki4"
+    ),
+)
+
+
+class Stepping(eqx.Module):
+    controller: diffrax.AbstractStepSizeController
+    dt0: float | None
+    max_steps: int = 64
+
+
+def _constant(t0, t1):
+    return Stepping(diffrax.ConstantStepSize(), (t1 - t0) / 9.7)
+
+
+def _step_to(t0, t1):
+    nodes = jnp.array([0.0, 0.07, 0.22, 0.28, 0.41, 0.6, 0.65, 0.83, 0.9, 1.0])
+    # Not by a formula at the ends, which must be met exactly.
+    nodes = (t0 + (t1 - t0) * nodes).at[0].set(t0).at[-1].set(t1)
+    return Stepping(diffrax.StepTo(nodes), None)
+
+
+def _pid(t0, t1):
+    # The first steps are too large and are rejected.
+    return Stepping(diffrax.PIDController(rtol=1e-3, atol=1e-4), t1 - t0)
+
+
+def _clip(t0, t1):
+    step_ts = t0 + (t1 - t0) * jnp.array([0.21, 0.5, 0.77])
+    controller = diffrax.ClipStepSizeController(
+        diffrax.PIDController(rtol=1e-3, atol=1e-4),
+        step_ts=step_ts,
+        store_rejected_steps=8,
+    )
+    return Stepping(controller, t1 - t0)
+
+
+CONTROLLERS = (
+    pytest.param(_constant, id="constant"),
+    pytest.param(_step_to, id="StepTo"),
+    pytest.param(_pid, id="PID"),
+    pytest.param(_clip, id="Clip"),
+)
+
+
+INTERVALS = (
+    pytest.param((0.3, 1.9), id="forward"),
+    pytest.param((1.4, -0.3), id="backward"),
+)
+
+
+class Field(eqx.Module):
+    """A small nonlinear vector field with parameters of its own, in `args`, and in
+    whatever `drive` closes over."""
+
+    matrix: Any
+    drive: Callable
+
+    def __call__(self, t, y, args):
+        y, unravel = jfu.ravel_pytree(y)
+        hidden = jnp.tanh(self.matrix @ y + args["shift"])
+        rest = args["rate"] * self.drive(t) * y[::-1] ** 2
+        return unravel(hidden * (1 + 0.3 * jnp.sin(2 * t)) - 0.2 * y + rest)
+
+
+def parameters(seed=0, dtype=jnp.float64):
+    """Parameters in every place where they may be."""
+    keys = iter(jr.split(jr.PRNGKey(seed), 7))
+    normal = lambda *shape: jr.normal(next(keys), shape, dtype)
+    return {
+        "y0": {"a": normal(2), "b": normal(3)},
+        "args": {"shift": normal(5), "rate": 0.3 * normal()},
+        "term": normal(5, 5),
+        "closed_over": normal(),
+        "fn": normal(3),
+    }
+
+
+def term(p):
+    closed_over = p["closed_over"]
+    return diffrax.ODETerm(Field(p["term"], lambda t: jnp.cos(closed_over * t)))
+
+
+def _times(t0, t1, *fractions):
+    # Exact at both ends.
+    fractions = jnp.array(fractions)
+    return (1 - fractions) * t0 + fractions * t1
+
+
+def _save_end(t0, t1, p):
+    del t0, t1, p
+    return diffrax.SaveAt(t1=True, solver_state=True)
+
+
+def _save_times(t0, t1, p):
+    del p
+    subs = [
+        diffrax.SubSaveAt(t0=True, ts=_times(t0, t1, 0.0, 0.1, 0.13, 0.6, 1), t1=True),
+        diffrax.SubSaveAt(steps=3),
+    ]
+    return diffrax.SaveAt(subs=subs)
+
+
+def _save_dense(t0, t1, p):
+    del t0, t1, p
+    return diffrax.SaveAt(dense=True, steps=True, t1=True)
+
+
+def _save_everything(t0, t1, p):
+    weights = p["fn"]
+
+    def with_args(t, y, args):
+        return t * args["rate"], y["a"] ** 2
+
+    def with_closure(t, y, args):
+        del args
+        return {"b": jnp.cos(weights * y["b"] + t), "positive": y["a"] > 0}
+
+    subs = {
+        "ends": diffrax.SubSaveAt(t0=True, t1=True, fn=with_args),
+        "inside": (
+            diffrax.SubSaveAt(ts=_times(t0, t1, 0.05, 0.4, 0.45, 1), fn=with_closure),
+            {"steps": diffrax.SubSaveAt(t0=True, steps=True, fn=with_args)},
+        ),
+        "third steps": diffrax.SubSaveAt(steps=3, fn=with_closure),
+        "times and steps": diffrax.SubSaveAt(
+            ts=_times(t0, t1, 0.2, 0.9), steps=2, t1=True
+        ),
+    }
+    return diffrax.SaveAt(
+        subs=subs, dense=True, solver_state=True, controller_state=True, made_jump=True
+    )
+
+
+SAVES = (
+    pytest.param(_save_end, id="end"),
+    pytest.param(_save_times, id="times"),
+    pytest.param(_save_dense, id="dense"),
+    pytest.param(_save_everything, id="everything"),
+)
+
+
+def weigh(tree, seed=1):
+    """A nonlinear number made of everything in `tree`; what was not saved is left out.
+    """
+    total = 0.0
+    for i, x in enumerate(jtu.tree_leaves(eqx.filter(tree, eqx.is_inexact_array))):
+        weight = jr.normal(jr.fold_in(jr.PRNGKey(seed), i), x.shape, x.dtype)
+        total = total + jnp.sum(weight * jnp.sin(jnp.where(jnp.isfinite(x), x, 0)))
+    return total
+
+
+def solution_loss(solution):
+    """A loss on everything that was saved."""
+    total = weigh(solution.ys) + weigh(solution.solver_state, 2)
+    if solution.interpolation is not None:
+        t0, t1 = solution.t0, solution.t1
+        times = _times(t0, t1, 0.0, 0.03, 0.37, 0.4, 0.91, 1.0)
+        total = total + weigh(jax.vmap(solution.evaluate)(times), 3)
+        total = total + weigh(solution.derivative(times[2]), 5)
+    return total
+
+
+def solve(p, solver, stepping, saves, interval, adjoint, **options):
+    t0, t1 = interval
+    stepping = stepping(t0, t1)
+    options = {"max_steps": stepping.max_steps} | options
+    return diffrax.diffeqsolve(
+        term(p),
+        solver,
+        t0,
+        t1,
+        stepping.dt0,
+        p["y0"],
+        p["args"],
+        saveat=saves(t0, t1, p),
+        stepsize_controller=stepping.controller,
+        adjoint=adjoint,
+        **options,
+    )
+
+
+def loss(p, *args, **options):
+    return solution_loss(solve(p, *args, **options))
+
+
+def tree_difference(x, y):
+    """The relative norm of the difference of two pytrees of the same structure, shapes
+    and dtypes."""
+    assert jtu.tree_structure(x) == jtu.tree_structure(y)
+    pairs = list(zip(jtu.tree_leaves(x), jtu.tree_leaves(y)))
+    assert all(jnp.shape(a) == jnp.shape(b) for a, b in pairs)
+    assert all(jnp.result_type(a) == jnp.result_type(b) for a, b in pairs)
+    norm = lambda leaves: sum(float(jnp.sum(jnp.abs(a) ** 2)) for a in leaves) ** 0.5
+    size = norm([b for _, b in pairs])
+    difference = norm([a - b for a, b in pairs])
+    return difference if size == 0 else difference / size
+
+
+def leaf_differences(x, y):
+    """The largest `tree_difference` of any leaf."""
+    assert jtu.tree_structure(x) == jtu.tree_structure(y)
+    return max(
+        tree_difference(a, b) for a, b in zip(jtu.tree_leaves(x), jtu.tree_leaves(y))
+    )
+
+
+def directional_difference(f, x, direction, eps=1e-5):
+    """The derivative of `f` at the pytree `x` by central finite differences, of the
+    fourth order."""
+    at = lambda s: f(jtu.tree_map(lambda a, d: a + s * eps * d, x, direction))
+    return jtu.tree_map(
+        lambda a, b, c, d: (8 * (a - b) - (c - d)) / (12 * eps),
+        *(at(1), at(-1), at(2), at(-2)),
+    )
+
+
+def normal_like(tree, seed):
+    leaves, structure = jtu.tree_flatten(tree)
+    keys = jr.split(jr.PRNGKey(seed), len(leaves))
+    leaves = [jr.normal(k, jnp.shape(x), x.dtype) for k, x in zip(keys, leaves)]
+    return jtu.tree_unflatten(structure, leaves)
+
+
+def _param(params, marks=()):
+    values = [value for param in params for value in param.values]
+    return pytest.param(*values, id="-".join(p.id for p in params), marks=marks)
+
+
+def product(*axes):
+    return [_param(params) for params in it.product(*axes)]
+
+
+def _pairs(indices):
+    return set(it.combinations(enumerate(indices), 2))
+
+
+@ft.cache
+def _pairwise_indices(*sizes):
+    # Greedy: of all combinations the one with most pairs that are still missing.
+    combinations = list(it.product(*map(range, sizes)))
+    missing = set().union(*map(_pairs, combinations))
+    chosen = []
+    while missing:
+        best = max(combinations, key=lambda c: len(_pairs(c) & missing))
+        missing -= _pairs(best)
+        chosen.append(best)
+    return chosen
+
+
+def pairwise(*axes):
+    """As few combinations of the `pytest.param`s as it takes for every pair to occur."""
+    chosen = _pairwise_indices(*map(len, axes))
+    return [_param([a[i] for a, i in zip(axes, indices)]) for indices in chosen]
+
+
+def pairwise_or_product(*axes):
+    """Pairwise by default, and what is left of the product when slow tests are run."""
+    chosen = set(_pairwise_indices(*map(len, axes)))
+    return [
+        _param(
+            [a[i] for a, i in zip(axes, indices)],
+            () if indices in chosen else (pytest.mark.slow,),
+        )
+        for indices in it.product(*map(range, map(len, axes)))
+    ]
