@@ -17,6 +17,9 @@ from diffrax._integrate import SaveState as SaveState
 # Default `SaveAt(fn=...)`: recognised by identity, since its pull-back is free.
 from diffrax._saveat import save_y as save_y
 
+# The path that `ControlTerm` makes of a callable.
+from diffrax._term import _CallableToPath as CallableToPath
+
 # The terms that `diffeqsolve` wraps to integrate backwards in time.
 from diffrax._term import WrapTerm as WrapTerm
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.tree_util as jtu
 from diffrax import (
@@ -18,7 +19,7 @@ from diffrax import (
 )
 from jaxtyping import PyTree
 
-from .._compat import save_y, WrapTerm
+from .._compat import CallableToPath, save_y, WrapTerm
 from .._types import Args, RealScalarLike, Y
 
 
@@ -26,22 +27,66 @@ def _is_term(x) -> bool:
     return isinstance(x, AbstractTerm)
 
 
-def hoist_terms(
-    terms: PyTree[AbstractTerm], t: RealScalarLike, y: Y, args: Args
-) -> PyTree[AbstractTerm]:
-    """The same terms, with every array that a vector field closes over as a leaf."""
+class _Recorder(eqx.Module):
+    """A vector field that writes down what it is called with."""
 
-    def hoist(term):
-        if isinstance(term, WrapTerm):
-            return WrapTerm(hoist(term.term), term.direction)
-        if isinstance(term, MultiTerm):
-            return MultiTerm(*[hoist(x) for x in term.terms])
-        if isinstance(term, ODETerm | ControlTerm):
-            vector_field = eqx.filter_closure_convert(term.vector_field, t, y, args)
-            return eqx.tree_at(lambda x: x.vector_field, term, vector_field)
+    vector_field: Callable
+    calls: list = eqx.field(static=True)
+
+    def __call__(self, t, y, args):
+        self.calls.append(jax.eval_shape(lambda: (t, y)))
+        return self.vector_field(t, y, args)
+
+
+def hoist_terms(
+    terms: PyTree[AbstractTerm],
+    t: RealScalarLike,
+    y: Y,
+    args: Args,
+    step: Callable[[PyTree[AbstractTerm]], Any],
+) -> PyTree[AbstractTerm]:
+    """The same terms, with every array that a vector field or a control closes over as a
+    leaf. `step` makes a step with given terms: it tells which part of `y` each of
+    several terms is a function of."""
+
+    def map_terms(fn, terms):
+        def walk(term):
+            if isinstance(term, WrapTerm):
+                return WrapTerm(walk(term.term), term.direction)
+            if isinstance(term, MultiTerm):
+                return MultiTerm(*[walk(x) for x in term.terms])
+            if isinstance(term, ODETerm | ControlTerm):
+                where = lambda x: x.vector_field
+                return eqx.tree_at(where, term, fn(term.vector_field))
+            return term
+
+        return jtu.tree_map(walk, terms, is_leaf=_is_term)
+
+    def hoist_control(term):
+        if isinstance(term, ControlTerm) and isinstance(term.control, CallableToPath):
+            fn = eqx.filter_closure_convert(term.control.fn, t, t)
+            return eqx.tree_at(lambda x: x.control.fn, term, fn)
         return term
 
-    return jtu.tree_map(hoist, terms, is_leaf=_is_term)
+    is_ordinary = lambda x: isinstance(x, ODETerm | ControlTerm)
+    terms = jtu.tree_map(hoist_control, terms, is_leaf=is_ordinary)
+    if isinstance(terms, AbstractTerm):
+        convert = lambda fn: eqx.filter_closure_convert(fn, t, y, args)
+        return map_terms(convert, terms)
+    calls = []
+
+    def record(fn):
+        calls.append([])
+        return _Recorder(fn, calls[-1])
+
+    eqx.filter_eval_shape(step, map_terms(record, terms))
+    each = iter(calls)
+
+    def convert(fn):
+        called = next(each)
+        return eqx.filter_closure_convert(fn, *called[0], args) if called else fn
+
+    return map_terms(convert, terms)
 
 
 def is_subsaveat(x) -> bool:

@@ -4,11 +4,11 @@ import functools as ft
 
 import equinox as eqx
 import jax.tree_util as jtu
-from diffrax import AbstractAdjoint, ConstantStepSize
+from diffrax import AbstractAdjoint, ConstantStepSize, LeapfrogMidpoint
 
 from .._compat import while_loop
 from .._controller import knows_its_steps, RecordedSteps, Span
-from .._solver import as_reversible
+from .._solver import as_reversible, refuse_sde
 from .accuracy import default_rtol, OnInaccurate
 from .hoist import (
     hoist_event,
@@ -170,6 +170,14 @@ class ReversibleAdjoint(AbstractAdjoint):
         progress_meter,
     ):
         as_reversible(solver)
+        refuse_sde(solver, terms)
+        if passed_solver_state and type(solver) is LeapfrogMidpoint:
+            # Its time is that of a step which is not in this solve.
+            raise NotImplementedError(
+                "`adjoint=ReversibleAdjoint()` does not support "
+                "`diffeqsolve(LeapfrogMidpoint(), ..., solver_state=...)`. Leave out "
+                "the solver state, and the first step is an explicit Euler step."
+            )
         refuse = refuse_derivative
         constant = isinstance(stepsize_controller, ConstantStepSize)
         if passed_controller_state and constant:
@@ -185,7 +193,14 @@ class ReversibleAdjoint(AbstractAdjoint):
             init_state = eqx.tree_at(lambda s: s.made_jump, init_state, False)
 
         t, y = init_state.tprev, init_state.y
-        terms = hoist_terms(terms, t, y, args)
+
+        def step(terms):
+            state = init_state
+            return solver.step(
+                terms, t, state.tnext, y, args, state.solver_state, state.made_jump
+            )
+
+        terms = hoist_terms(terms, t, y, args, step)
         fns = hoist_fns(saveat, t, y, args)
         controller = stepsize_controller
         if not knows_its_steps(controller):

@@ -7,4 +7,8 @@ from .alf import (
 )
 from .base import AbstractReversibleSolver as AbstractReversibleSolver
 from .coupling import Reversible as Reversible
+from .ees import EES25 as EES25, EES27 as EES27
 from .registry import as_reversible as as_reversible
+from .sde import refuse_sde as refuse_sde
+from .symplectic_composition import SymplecticComposition as SymplecticComposition
+from .verlet import StormerVerlet as StormerVerlet

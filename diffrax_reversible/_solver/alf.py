@@ -8,7 +8,11 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from diffrax import AbstractTerm, ThirdOrderHermitePolynomialInterpolation
+from diffrax import (
+    AbstractStratonovichSolver,
+    AbstractTerm,
+    ThirdOrderHermitePolynomialInterpolation,
+)
 from jaxtyping import Array, PyTree
 
 from .._compat import unvmap_any, ω
@@ -168,8 +172,11 @@ class AbstractALFComposition(AbstractReversibleSolver):
         return dict(y1=state1.y, k1=k1)
 
 
-class ReversibleALF2(AbstractALFComposition):
+class ReversibleALF2(AbstractALFComposition, AbstractStratonovichSolver):
     composition: ClassVar[Composition] = ALF2
+
+    def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
+        return 0.5
 
 
 class ReversibleALF4(AbstractALFComposition):

@@ -1,13 +1,11 @@
 """The coupling that makes any explicit Runge-Kutta solver reversible."""
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import equinox as eqx
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from diffrax import (
     AbstractERK,
     AbstractItoSolver,
@@ -25,58 +23,8 @@ from jaxtyping import Array, PyTree
 from .._compat import is_sde, ω
 from .._types import Args, RealScalarLike, VF, Y
 from .base import AbstractReversibleSolver
+from .runge_kutta import combine, evaluate_stages, scale, tableau_of
 from .update import AbstractShift, AbstractUpdate, State
-
-
-class _Tableau(NamedTuple):
-    """The stages that a base step needs.
-
-    - `a`, `b`, `c`: as usual, `a` strictly lower triangular.
-    - `error`: weights of the stages in the error estimate; `None`: no estimate.
-    - `error_end`: weight in it of the slope at the end of the step.
-    """
-
-    a: np.ndarray
-    b: np.ndarray
-    c: np.ndarray
-    error: np.ndarray | None
-    error_end: float
-
-
-def _tableau(solver: AbstractSolver) -> _Tableau:
-    if isinstance(solver, Euler):
-        return _Tableau(np.zeros((1, 1)), np.ones(1), np.zeros(1), None, 0.0)
-    assert isinstance(solver, AbstractERK)
-    tableau = solver.tableau
-    s = len(tableau.b_sol)
-    a = np.zeros((s, s))
-    for i, row in enumerate(tableau.a_lower):
-        a[i + 1, : len(row)] = row
-    b, c, error = tableau.b_sol, np.append(0.0, tableau.c), tableau.b_error
-    if b[-1] == 0 and np.array_equal(a[-1], b):
-        # The last stage is the slope at the end of the step (FSAL), which the other
-        # base step starts with.
-        return _Tableau(a[:-1, :-1], b[:-1], c[:-1], error[:-1], float(error[-1]))
-    return _Tableau(a, b, c, error, 0.0)
-
-
-def _scale(factor, x: PyTree) -> PyTree:
-    """`factor * x` in the dtype of `x`."""
-
-    def scale(x):
-        return jnp.asarray(factor, jnp.finfo(jnp.result_type(x)).dtype) * x
-
-    return jtu.tree_map(scale, x)
-
-
-def _combine(weights, stages: PyTree) -> PyTree:
-    """The sum of the stages, along their leading axis."""
-
-    def combine(stages):
-        w = jnp.asarray(weights, stages.dtype)
-        return jnp.tensordot(w, stages, axes=1, precision=lax.Precision.HIGHEST)
-
-    return jtu.tree_map(combine, stages)
 
 
 class _Substep(eqx.Module):
@@ -107,39 +55,31 @@ class _Couple(AbstractUpdate):
         return state.solver_state
 
     def evaluate(self, terms, args, point, substep):
-        a, b, c, error, _ = _tableau(self.solver)
-
-        def stage(stages, i_a_c):
-            i, a, c = i_a_c
-            y = (point**ω + _combine(a, stages) ** ω).ω
-            t = substep.t + c * substep.h
-            k = terms.vf_prod(t, y, args, substep.control)
-            return jtu.tree_map(lambda s, k: s.at[i].set(k), stages, k), None
-
-        zeros = jtu.tree_map(lambda x: jnp.zeros((len(b), *x.shape), x.dtype), point)
-        c = jnp.asarray(c, jnp.result_type(substep.h))
-        stages, _ = lax.scan(stage, zeros, (np.arange(len(b)), jnp.asarray(a), c))
+        tableau = tableau_of(self.solver)
+        stages = evaluate_stages(
+            tableau, terms, substep.t, substep.h, point, args, substep.control
+        )
         return dict(
-            increment=_combine(b, stages),
-            error=None if error is None else _combine(error, stages),
+            increment=combine(tableau.b, stages),
+            error=None if tableau.error is None else combine(tableau.error, stages),
             slope=jtu.tree_map(lambda x: x[0], stages),
         )
 
     def _sums(self, k, substep):
-        slope0 = _scale(substep.slope0, k["slope"])
-        slope1 = _scale(substep.slope1, k["slope"])
+        slope0 = scale(substep.slope0, k["slope"])
+        slope1 = scale(substep.slope1, k["slope"])
         if k["error"] is None:
             return dict(slope0=slope0, slope1=slope1)
-        end = _scale(substep.error_end, k["slope"])
-        error = (_scale(substep.error, k["error"]) ** ω + end**ω).ω
+        end = scale(substep.error_end, k["slope"])
+        error = (scale(substep.error, k["error"]) ** ω + end**ω).ω
         return dict(error=error, slope0=slope0, slope1=slope1)
 
     def write(self, state, k, substep):
         y, z = state.y, state.solver_state
         y = (
-            _scale(substep.damping, y) ** ω
-            + _scale(1 - substep.damping, z) ** ω
-            + _scale(substep.sign, k["increment"]) ** ω
+            scale(substep.damping, y) ** ω
+            + scale(1 - substep.damping, z) ** ω
+            + scale(substep.sign, k["increment"]) ** ω
         ).ω
         return State(y, z, (state.sums**ω + self._sums(k, substep) ** ω).ω)
 
@@ -147,10 +87,10 @@ class _Couple(AbstractUpdate):
         y, z = state.y, state.solver_state
         y = (
             y**ω
-            - _scale(1 - substep.damping, z) ** ω
-            - _scale(substep.sign, k["increment"]) ** ω
+            - scale(1 - substep.damping, z) ** ω
+            - scale(substep.sign, k["increment"]) ** ω
         ).ω
-        y = _scale(1 / substep.damping, y)
+        y = scale(1 / substep.damping, y)
         return State(y, z, (state.sums**ω - self._sums(k, substep) ** ω).ω)
 
 
@@ -286,7 +226,7 @@ class Reversible(AbstractReversibleSolver, AbstractStratonovichSolver):
         return terms.vf(t0, y0, args)
 
     def updates(self, terms, t0, t1):
-        tableau = _tableau(self.solver)
+        tableau = tableau_of(self.solver)
         pair = lambda x, y: jtu.tree_map(lambda x, y: jnp.stack([x, y]), x, y)
         control, h = terms.contr(t0, t1), t1 - t0
         substeps = _Substep(
@@ -308,7 +248,7 @@ class Reversible(AbstractReversibleSolver, AbstractStratonovichSolver):
     def zero_sums(self, y, solver_state):
         del solver_state
         names = ["slope0", "slope1"]
-        if _tableau(self.solver).error is not None:
+        if tableau_of(self.solver).error is not None:
             names.append("error")
         return {name: jtu.tree_map(jnp.zeros_like, y) for name in names}
 
