@@ -17,11 +17,9 @@ from diffrax._integrate import SaveState as SaveState
 # Default `SaveAt(fn=...)`: recognised by identity, since its pull-back is free.
 from diffrax._saveat import save_y as save_y
 
-# The path that `ControlTerm` makes of a callable.
-from diffrax._term import _CallableToPath as CallableToPath
-
-# The terms that `diffeqsolve` wraps to integrate backwards in time.
-from diffrax._term import WrapTerm as WrapTerm
+# The path that `ControlTerm` makes of a callable. The terms that `diffeqsolve` wraps to
+# integrate backwards in time.
+from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
 # A write-once buffer inside a loop: written in place, also under `jax.vmap`. The float
 # before another one. `jnp.any` over every batch that there is, so that a `lax.cond` on
@@ -39,6 +37,9 @@ from equinox.internal import (
 # Which inputs the outputs of a function depend on.
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
+
+
+CallableToPath = _CallableToPath
 
 
 def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:

@@ -15,26 +15,38 @@ import jax.tree_util as jtu
 import pytest
 
 from diffrax_reversible import (
+    ALF,
     ALFComposition,
+    Reversible,
     ReversibleALF2,
     ReversibleALF4,
+    ReversibleALF6,
+    ReversibleALF8,
     ReversibleYoshida4,
+    ReversibleYoshida6,
 )
+from diffrax_reversible._solver.coefficients_low import BLANES_MOAN4
 
 
-_suzuki = 1 / (4 - 4 ** (1 / 3))
-_suzuki = (_suzuki, _suzuki, 1 - 4 * _suzuki, _suzuki, _suzuki)
-# Suzuki's fractions, each taken by two halves: then `v`, too, is of order 4.
-_fractions = tuple(g / 2 for g in _suzuki for _ in range(2))
-# The sum over the halves of the differences that they see: zero on a constant field.
-_error_weights = (-0.3, 0.3, -0.3, 0.3, 0.6, -0.6, -0.3, 0.3, -0.3, 0.3)
+# A list with an error estimate, as a user might pass it.
+_blanes_moan4 = ALFComposition(
+    BLANES_MOAN4.fractions, 4, BLANES_MOAN4.error_weights, BLANES_MOAN4.error_order
+)
 
 
 SOLVERS = (
     pytest.param(ReversibleALF2(), id="ALF2"),
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(ReversibleYoshida4(), id="Yoshida4"),
-    pytest.param(ALFComposition(_fractions, 4, _error_weights, 2), id="Suzuki4"),
+    pytest.param(ReversibleALF6(), id="ALF6"),
+    pytest.param(ReversibleALF8(), id="ALF8"),
+    pytest.param(ReversibleYoshida6(), id="Yoshida6"),
+    pytest.param(ALF(), id="MALI"),
+    pytest.param(ALF(eta=0.8), id="MALI damped"),
+    pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
+    pytest.param(Reversible(diffrax.Heun()), id="Heun coupled"),
+    pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled"),
+    pytest.param(_blanes_moan4, id="BlanesMoan4"),
 )
 
 
@@ -51,7 +63,7 @@ jit = ft.partial(
 class Stepping(eqx.Module):
     controller: diffrax.AbstractStepSizeController
     dt0: float | None
-    max_steps: int = 64
+    max_steps: int = 256
 
 
 def constant(t0, t1):
@@ -67,13 +79,13 @@ def step_to(t0, t1):
 
 def pid(t0, t1):
     # The first steps are too large and are rejected.
-    return Stepping(diffrax.PIDController(rtol=1e-3, atol=1e-4), t1 - t0)
+    return Stepping(diffrax.PIDController(rtol=1e-4, atol=1e-5), t1 - t0)
 
 
 def clip(t0, t1):
     step_ts = t0 + (t1 - t0) * jnp.array([0.21, 0.5, 0.77])
     controller = diffrax.ClipStepSizeController(
-        diffrax.PIDController(rtol=1e-3, atol=1e-4),
+        diffrax.PIDController(rtol=1e-4, atol=1e-5),
         step_ts=step_ts,
         store_rejected_steps=8,
     )
@@ -104,7 +116,7 @@ class Field(eqx.Module):
     def __call__(self, t, y, args):
         y, unravel = jfu.ravel_pytree(y)
         hidden = jnp.tanh(self.matrix @ y + args["shift"])
-        rest = args["rate"] * self.drive(t) * y[::-1] ** 2
+        rest = args["rate"] * self.drive(t) * jnp.sin(3 * y[::-1])
         return unravel(hidden * (1 + 0.3 * jnp.sin(2 * t)) - 0.2 * y + rest)
 
 
@@ -114,7 +126,7 @@ def parameters(seed=0, dtype=jnp.float64):
     normal = lambda *shape: jr.normal(next(keys), shape, dtype)
     return {
         "y0": {"a": normal(2), "b": normal(3)},
-        "args": {"shift": normal(5), "rate": 0.3 * normal()},
+        "args": {"shift": normal(5), "rate": 0.3 + 0.3 * normal()},
         "term": normal(5, 5),
         "closed_over": normal(),
         "fn": normal(3),

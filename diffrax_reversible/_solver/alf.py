@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -17,8 +16,8 @@ from jaxtyping import Array, PyTree
 
 from .._compat import ω
 from .._types import Args, RealScalarLike, VF, Y
-from .alf_jump import Jump
 from .alf_interpolation import StageInterpolation
+from .alf_jump import Jump
 from .base import AbstractReversibleSolver
 from .composition import Composition
 from .damping import Relax, relaxation

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import equinox as eqx
+from diffrax import AbstractStratonovichSolver, AbstractTerm
+from jaxtyping import PyTree
 
 from .alf import AbstractALFComposition, Interpolation
 from .coefficients_high import (
@@ -16,8 +18,12 @@ from .coefficients_low import ALF2, ALF4, YOSHIDA4
 from .composition import check_composition, Composition
 
 
-class ReversibleALF2(AbstractALFComposition):
+class ReversibleALF2(AbstractALFComposition, AbstractStratonovichSolver):
     composition: ClassVar[Composition] = ALF2
+
+    def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
+        del terms
+        return 0.5
 
 
 class ReversibleALF4(AbstractALFComposition):
@@ -66,7 +72,9 @@ class ALFComposition(AbstractALFComposition):
             error_order=error_order,
             source="",
             interpolant=(
-                None if interpolant is None else tuple(_floats(row) for row in interpolant)
+                None
+                if interpolant is None
+                else tuple(_floats(row) for row in interpolant)
             ),
         )
         check_composition(self.composition)

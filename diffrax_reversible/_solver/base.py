@@ -146,19 +146,10 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         **Cost:** the evaluations of one step.
         """
         del ts_state
-        state = State(y1, solver_state, self.zero_sums(y1, solver_state))
-        for lines, substeps in reversed(self._groups(terms, t0, t1, made_jump)):
-
-            def backward(state, substep, lines=lines):
-                for line in reversed(lines):
-                    state = undo(line, terms, args, state, substep)
-                return state, None
-
-            state, _ = _repeat(backward, state, substeps, reverse=True)
-        # Undone from zero, the sums have the opposite sign.
-        state1 = State(y1, solver_state, (-(state.sums**ω)).ω)
-        dense_info = self._dense_info(terms, t0, t1, state, state1)
-        return state.y, dense_info, state.solver_state, RESULTS.successful
+        state1 = State(y1, solver_state, self.zero_sums(y1, solver_state))
+        state0, state1 = self._undo(terms, t0, t1, state1, args, made_jump)
+        dense_info = self._dense_info(terms, t0, t1, state0, state1)
+        return state0.y, dense_info, state0.solver_state, RESULTS.successful
 
     def pull_back_step(
         self,
@@ -195,7 +186,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         **Cost:** one evaluation and one vector-Jacobian product per update.
         """
         del ts_state
-        terms, _, t0, t1 = rebuild(parameters)
+        terms, args, t0, t1 = rebuild(parameters)
         state = State(y1, solver_state, self.zero_sums(y1, solver_state))
         cotangent = State(
             cotangent_y, cotangent_solver_state, self.zero_sums(y1, solver_state)
@@ -226,8 +217,13 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
 
         # The times, and the control of a `ControlTerm`, may be differentiated, too.
         with_control = depends(all_substeps, parameters)
+        if with_control and cotangent_dense_info is not None:
+            # The interpolant depends on them by a product of the sums and the control.
+            _, state1 = self._undo(terms, t0, t1, state, args, made_jump)
+        else:
+            state1 = state
         cotangent, cotangent_parameters = add_dense(
-            self.dense_info_end, state, cotangent, cotangent_parameters
+            self.dense_info_end, state1, cotangent, cotangent_parameters
         )
         carry = (state, cotangent, cotangent_parameters)
         cotangent_substeps = []
@@ -276,6 +272,21 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             cotangent.solver_state,
             cotangent_parameters,
         )
+
+    def _undo(self, terms, t0, t1, state1, args, made_jump):
+        """The states at the start and, with its sums, at the end of a step. `state1` is
+        given without them."""
+        state = state1
+        for lines, substeps in reversed(self._groups(terms, t0, t1, made_jump)):
+
+            def backward(state, substep, lines=lines):
+                for line in reversed(lines):
+                    state = undo(line, terms, args, state, substep)
+                return state, None
+
+            state, _ = _repeat(backward, state, substeps, reverse=True)
+        # Undone from zero, the sums have the opposite sign.
+        return state, State(state1.y, state1.solver_state, (-(state.sums**ω)).ω)
 
     def _groups(self, terms, t0, t1, made_jump):
         groups = list(self.updates(terms, t0, t1))

@@ -34,9 +34,7 @@ class HeunReversal(AbstractReversal):
     **Cost:** one vector-Jacobian product per step.
     """
 
-    def backward_step(
-        self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump
-    ):
+    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
         del ts_state
         _refuse_jump(made_jump)
         yhat1, vf1 = solver_state

@@ -22,9 +22,7 @@ class LeapfrogReversal(AbstractReversal):
     **Cost:** one evaluation and one vector-Jacobian product per step.
     """
 
-    def backward_step(
-        self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump
-    ):
+    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
         del made_jump
         dtype = jnp.result_type(solver_state[0])
         tm1, y0 = jnp.asarray(ts_state[0], dtype), solver_state[1]

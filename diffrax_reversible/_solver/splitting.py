@@ -112,7 +112,10 @@ class AbstractSplitting(AbstractReversibleSolver):
         def substeps(moves):
             dtype = jnp.result_type(h)
             return _Substep(
-                [None if m is None else t0 + jnp.asarray(m.nodes, dtype) * h for m in moves],
+                [
+                    None if m is None else t0 + jnp.asarray(m.nodes, dtype) * h
+                    for m in moves
+                ],
                 [
                     None if m is None else share(m.shares, term.contr(t0, t1))
                     for m, term in zip(moves, terms)

@@ -18,9 +18,7 @@ class StepReversal(AbstractReversal):
 
     solver: Any
 
-    def backward_step(
-        self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump
-    ):
+    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
         return self.solver.backward_step(
             terms, t0, t1, y1, args, ts_state, solver_state, made_jump
         )

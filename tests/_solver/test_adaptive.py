@@ -58,8 +58,7 @@ def _exact(problem):
 
 
 def _adaptive(solver, problem, tolerance, coefficients):
-    """The error at five times, the number of steps tried, the share of those rejected.
-    """
+    """The error at five times, the number of steps tried, the share of those rejected."""
     ts, exact = _exact(problem)
     pcoeff, icoeff = coefficients
     tolerance = np.array(tolerance)
@@ -114,9 +113,7 @@ def _check(solver, problem, exponents):
     for exponent in exponents:
         tolerance = 10.0**exponent
         for coefficients in (_integral, _proportional_integral):
-            error, steps, rejected = _adaptive(
-                solver, problem, tolerance, coefficients
-            )
+            error, steps, rejected = _adaptive(solver, problem, tolerance, coefficients)
             case = (problem.name, exponent, coefficients)
             assert error < 3 * _tsit5(problem, tolerance), case
             if coefficients == _proportional_integral:

@@ -76,7 +76,9 @@ def test_every_bit_is_recovered(solver, dtype):
     assert not _equal(end, (y0, v0))
 
 
-@pytest.mark.parametrize("dtype, grid", ((jnp.float32, 2.0**-18), (jnp.float64, 2.0**-40)))
+@pytest.mark.parametrize(
+    "dtype, grid", ((jnp.float32, 2.0**-18), (jnp.float64, 2.0**-40))
+)
 def test_gradient_of_the_rounded_path(dtype, grid):
     term, mlp = _field(dtype)
     params, static = eqx.partition(mlp, eqx.is_array)
