@@ -15,12 +15,17 @@ import jax.tree_util as jtu
 import pytest
 
 from diffrax_reversible import (
+    ALF,
     ALFComposition,
+    Reversible,
     ReversibleALF2,
     ReversibleALF4,
+    ReversibleALF6,
+    ReversibleALF8,
     ReversibleYoshida4,
+    ReversibleYoshida6,
 )
-from diffrax_reversible._solver.composition import BLANES_MOAN4
+from diffrax_reversible._solver.coefficients_low import BLANES_MOAN4
 
 
 # A list with an error estimate, as a user might pass it.
@@ -33,6 +38,14 @@ SOLVERS = (
     pytest.param(ReversibleALF2(), id="ALF2"),
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(ReversibleYoshida4(), id="Yoshida4"),
+    pytest.param(ReversibleALF6(), id="ALF6"),
+    pytest.param(ReversibleALF8(), id="ALF8"),
+    pytest.param(ReversibleYoshida6(), id="Yoshida6"),
+    pytest.param(ALF(), id="MALI"),
+    pytest.param(ALF(eta=0.8), id="MALI damped"),
+    pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
+    pytest.param(Reversible(diffrax.Heun()), id="Heun coupled"),
+    pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled"),
     pytest.param(_blanes_moan4, id="BlanesMoan4"),
 )
 

@@ -31,6 +31,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._compat import nondifferentiable_backward
 from .abstract_sweep import AbstractSweep, Batch, Inputs
 from .refuse import refuse_derivative
 
@@ -71,6 +72,14 @@ class _Static:
             return jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *inputs)
 
         self.call = call
+
+
+_TWICE = (
+    "A gradient with `ReversibleAdjoint()` cannot be differentiated in reverse mode again."
+    " For second derivatives use forward mode over reverse mode: "
+    "`jax.jacfwd(jax.grad(...))`, `jax.jvp` of `jax.grad`, or a Hessian-vector product "
+    "of these."
+)
 
 
 def _is_float(x) -> bool:
@@ -359,16 +368,29 @@ def _sweep(inputs, outputs, cotangents, static, levels, perturbed):
         active, lambda loop: vmapped_step(*loop, *operands), (carry, totals)
     )
 
-    _, _, all_cotangents = unpack(operands)
-    state = sweep.finish(all_cotangents, jtu.tree_unflatten(carry_tree, carry))
-    found = dict(zip(static.state, jtu.tree_leaves(state)))
-    for i in static.state:
-        # An input that does not carry an axis collects from all elements along it.
+    def finish(carry, *operands):
+        carry = jtu.tree_unflatten(carry_tree, carry)
+        state, trusted = sweep.finish(*unpack(operands), carry)
+        return jtu.tree_leaves(state), trusted
+
+    finish = _vmapped(finish, levels, lambda level: (0, *in_axes(level)), lambda _: 0)
+    state, trusted = finish(carry, *operands)
+    found = dict(zip(static.state, state)) | dict(zip(parameters, totals))
+
+    def collect(i):
+        """The cotangent of an input: it collects from all elements along each axis that
+        it does not carry, and is NaN if one of them is not to be trusted."""
+        value, all_trusted = found[i], trusted
         for axis, level in zip(reversed(range(len(levels))), levels):
             if not level.mapped[i]:
-                found[i] = jnp.sum(found[i], axis)
-    found |= dict(zip(parameters, totals))
-    return [found[i] for i in perturbed]
+                all_trusted = jnp.all(all_trusted, axis)
+                value = jnp.sum(value, axis) if i in static.state else value
+        shape = all_trusted.shape + (1,) * (value.ndim - all_trusted.ndim)
+        return jnp.where(all_trusted.reshape(shape), value, jnp.nan)
+
+    return nondifferentiable_backward(
+        [collect(i) for i in perturbed], msg=_TWICE, symbolic=True
+    )
 
 
 def with_reverse_sweep(sweep: AbstractSweep, inputs: Inputs) -> PyTree[Array]:
