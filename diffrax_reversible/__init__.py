@@ -11,7 +11,10 @@ from ._solver import (
     AbstractReversibleSolver as AbstractReversibleSolver,
     ALF as ALF,
     ALFComposition as ALFComposition,
+    EES25 as EES25,
+    EES27 as EES27,
     propose_grid as propose_grid,
+    Reversible as Reversible,
     ReversibleALF2 as ReversibleALF2,
     ReversibleALF4 as ReversibleALF4,
     ReversibleALF6 as ReversibleALF6,
@@ -19,4 +22,6 @@ from ._solver import (
     ReversibleYoshida4 as ReversibleYoshida4,
     ReversibleYoshida6 as ReversibleYoshida6,
     ReversibleYoshida8 as ReversibleYoshida8,
+    StormerVerlet as StormerVerlet,
+    SymplecticComposition as SymplecticComposition,
 )

@@ -3,8 +3,13 @@
 Seen the same in diffrax 0.7.0 to 0.7.2 and equinox 0.13.
 """
 
-# Whether terms contain a Brownian motion.
-from diffrax._heuristics import is_sde as is_sde
+from collections.abc import Callable
+
+import jax
+import jax.tree_util as jtu
+
+# Whether terms contain a Brownian motion, and one that is drawn anew at every look.
+from diffrax._heuristics import is_sde as is_sde, is_unsafe_sde as is_unsafe_sde
 
 # The state of the loop's buffers, one for each `SubSaveAt`.
 from diffrax._integrate import SaveState as SaveState
@@ -12,13 +17,35 @@ from diffrax._integrate import SaveState as SaveState
 # Default `SaveAt(fn=...)`: recognised by identity, since its pull-back is free.
 from diffrax._saveat import save_y as save_y
 
-# The terms that `diffeqsolve` wraps to integrate backwards in time.
-from diffrax._term import WrapTerm as WrapTerm
+# The path that `ControlTerm` makes of a callable. The terms that `diffeqsolve` wraps to
+# integrate backwards in time.
+from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
-# A write-once buffer inside a loop: written in place, also under `jax.vmap`.
+# A write-once buffer inside a loop: written in place, also under `jax.vmap`. The float
+# before another one. `jnp.any` over every batch that there is, so that a `lax.cond` on
+# it stays one branch.
 from equinox.internal import (
     buffer_at_set as buffer_at_set,
     MaybeBuffer as MaybeBuffer,
+    nondifferentiable_backward as nondifferentiable_backward,
+    prevbefore as prevbefore,
+    unvmap_any as unvmap_any,
     while_loop as while_loop,
     ω as ω,
 )
+
+# Which inputs the outputs of a function depend on.
+from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import PyTree
+
+
+CallableToPath = _CallableToPath
+
+
+def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:
+    """Whether any array in `fn(x)` depends on any array in `x`."""
+    if len(jtu.tree_leaves(x)) == 0:
+        return False
+    jaxpr = jax.make_jaxpr(fn)(x).jaxpr
+    _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return any(used)

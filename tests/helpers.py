@@ -17,6 +17,7 @@ import pytest
 from diffrax_reversible import (
     ALF,
     ALFComposition,
+    Reversible,
     ReversibleALF2,
     ReversibleALF4,
     ReversibleALF6,
@@ -37,15 +38,17 @@ SOLVERS = (
     pytest.param(ReversibleALF2(), id="ALF2"),
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(ReversibleYoshida4(), id="Yoshida4"),
-    pytest.param(_blanes_moan4, id="BlanesMoan4"),
-    pytest.param(ALF(), id="ALF"),
-    pytest.param(ALF(0.9), id="ALF damped"),
     pytest.param(ReversibleALF6(), id="ALF6"),
     pytest.param(ReversibleALF8(), id="ALF8"),
     pytest.param(ReversibleYoshida6(), id="Yoshida6"),
+    pytest.param(ALF(), id="MALI"),
+    pytest.param(ALF(eta=0.8), id="MALI damped"),
     pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
     pytest.param(ReversibleALF4(grid=2.0**-44), id="ALF4 grid"),
     pytest.param(ReversibleALF4(interpolation="hermite"), id="ALF4 Hermite"),
+    pytest.param(Reversible(diffrax.Heun()), id="Heun coupled"),
+    pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled"),
+    pytest.param(_blanes_moan4, id="BlanesMoan4"),
 )
 
 

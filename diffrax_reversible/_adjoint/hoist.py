@@ -1,13 +1,25 @@
 """Making what a callable closes over visible, so that it can be differentiated."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
+import jax
+import jax.lax as lax
 import jax.tree_util as jtu
-from diffrax import AbstractTerm, ControlTerm, MultiTerm, ODETerm, SaveAt, SubSaveAt
+from diffrax import (
+    AbstractStepSizeController,
+    AbstractTerm,
+    ControlTerm,
+    Event,
+    MultiTerm,
+    ODETerm,
+    SaveAt,
+    SubSaveAt,
+)
 from jaxtyping import PyTree
 
-from .._compat import save_y, WrapTerm
+from .._compat import CallableToPath, save_y, WrapTerm
 from .._types import Args, RealScalarLike, Y
 
 
@@ -15,22 +27,66 @@ def _is_term(x) -> bool:
     return isinstance(x, AbstractTerm)
 
 
-def hoist_terms(
-    terms: PyTree[AbstractTerm], t: RealScalarLike, y: Y, args: Args
-) -> PyTree[AbstractTerm]:
-    """The same terms, with every array that a vector field closes over as a leaf."""
+class _Recorder(eqx.Module):
+    """A vector field that writes down what it is called with."""
 
-    def hoist(term):
-        if isinstance(term, WrapTerm):
-            return WrapTerm(hoist(term.term), term.direction)
-        if isinstance(term, MultiTerm):
-            return MultiTerm(*[hoist(x) for x in term.terms])
-        if isinstance(term, ODETerm | ControlTerm):
-            vector_field = eqx.filter_closure_convert(term.vector_field, t, y, args)
-            return eqx.tree_at(lambda x: x.vector_field, term, vector_field)
+    vector_field: Callable
+    calls: list = eqx.field(static=True)
+
+    def __call__(self, t, y, args):
+        self.calls.append(jax.eval_shape(lambda: (t, y)))
+        return self.vector_field(t, y, args)
+
+
+def hoist_terms(
+    terms: PyTree[AbstractTerm],
+    t: RealScalarLike,
+    y: Y,
+    args: Args,
+    step: Callable[[PyTree[AbstractTerm]], Any],
+) -> PyTree[AbstractTerm]:
+    """The same terms, with every array that a vector field or a control closes over as a
+    leaf. `step` makes a step with given terms: it tells which part of `y` each of
+    several terms is a function of."""
+
+    def map_terms(fn, terms):
+        def walk(term):
+            if isinstance(term, WrapTerm):
+                return WrapTerm(walk(term.term), term.direction)
+            if isinstance(term, MultiTerm):
+                return MultiTerm(*[walk(x) for x in term.terms])
+            if isinstance(term, ODETerm | ControlTerm):
+                where = lambda x: x.vector_field
+                return eqx.tree_at(where, term, fn(term.vector_field))
+            return term
+
+        return jtu.tree_map(walk, terms, is_leaf=_is_term)
+
+    def hoist_control(term):
+        if isinstance(term, ControlTerm) and isinstance(term.control, CallableToPath):
+            fn = eqx.filter_closure_convert(term.control.fn, t, t)
+            return eqx.tree_at(lambda x: x.control.fn, term, fn)
         return term
 
-    return jtu.tree_map(hoist, terms, is_leaf=_is_term)
+    is_ordinary = lambda x: isinstance(x, ODETerm | ControlTerm)
+    terms = jtu.tree_map(hoist_control, terms, is_leaf=is_ordinary)
+    if isinstance(terms, AbstractTerm):
+        convert = lambda fn: eqx.filter_closure_convert(fn, t, y, args)
+        return map_terms(convert, terms)
+    calls = []
+
+    def record(fn):
+        calls.append([])
+        return _Recorder(fn, calls[-1])
+
+    eqx.filter_eval_shape(step, map_terms(record, terms))
+    each = iter(calls)
+
+    def convert(fn):
+        called = next(each)
+        return eqx.filter_closure_convert(fn, *called[0], args) if called else fn
+
+    return map_terms(convert, terms)
 
 
 def is_subsaveat(x) -> bool:
@@ -48,10 +104,48 @@ def hoist_fns(
     ]
 
 
-def without_fns(saveat: SaveAt) -> SaveAt:
-    """`saveat` with `None` for every `fn`: what is left has no closures."""
+def hoist_event(event: Event, kwargs: dict[str, Any], t, y, args) -> Event:
+    """An event for use inside of the loop, where it is not differentiated: what its
+    conditions close over, and are handed by diffrax, is made constant."""
+
+    def hoist(cond_fn):
+        converted = eqx.filter_closure_convert(
+            lambda t, y, args: cond_fn(t, y, args, **kwargs), t, y, args
+        )
+        dynamic, static = eqx.partition(converted, eqx.is_array)
+        converted = eqx.combine(lax.stop_gradient(dynamic), static)
+        return _Condition(converted)
+
+    cond_fn = jtu.tree_map(hoist, event.cond_fn, is_leaf=callable)
+    return eqx.tree_at(lambda e: e.cond_fn, event, cond_fn)
+
+
+def with_controller(event: Event, controller: AbstractStepSizeController) -> Event:
+    """The event, whose conditions are handed `controller` and not the one in the loop."""
+
+    def wrap(cond_fn):
+        return lambda t, y, args, **kwargs: cond_fn(
+            t, y, args, **(kwargs | dict(stepsize_controller=controller))
+        )
+
+    cond_fn = jtu.tree_map(wrap, event.cond_fn, is_leaf=callable)
+    return eqx.tree_at(lambda e: e.cond_fn, event, cond_fn)
+
+
+class _Condition(eqx.Module):
+    fn: Callable
+
+    def __call__(self, t, y, args, **kwargs):
+        del kwargs
+        return self.fn(t, y, args)
+
+
+def without_parameters(saveat: SaveAt) -> SaveAt:
+    """`saveat` with `None` for every `fn` and `ts`, which are parameters."""
     subs = jtu.tree_map(
-        lambda s: eqx.tree_at(lambda s: s.fn, s, None),
+        lambda s: eqx.tree_at(
+            lambda s: (s.fn, s.ts), s, (None, None), is_leaf=lambda x: x is None
+        ),
         saveat.subs,
         is_leaf=is_subsaveat,
     )

@@ -10,6 +10,11 @@ from .alf_solvers import (
     ReversibleYoshida8 as ReversibleYoshida8,
 )
 from .base import AbstractReversibleSolver as AbstractReversibleSolver
+from .coupling import Reversible as Reversible
+from .ees import EES25 as EES25, EES27 as EES27
 from .grid import propose_grid as propose_grid
 from .mali import ALF as ALF
 from .registry import as_reversible as as_reversible
+from .sde import refuse_sde as refuse_sde
+from .symplectic_composition import SymplecticComposition as SymplecticComposition
+from .verlet import StormerVerlet as StormerVerlet

@@ -8,12 +8,16 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from diffrax import AbstractTerm, ThirdOrderHermitePolynomialInterpolation
+from diffrax import (
+    AbstractTerm,
+    ThirdOrderHermitePolynomialInterpolation,
+)
 from jaxtyping import Array, PyTree
 
 from .._compat import ω
 from .._types import Args, RealScalarLike, VF, Y
 from .alf_interpolation import StageInterpolation
+from .alf_jump import Jump
 from .base import AbstractReversibleSolver
 from .composition import Composition
 from .damping import Relax, relaxation
@@ -218,6 +222,9 @@ class AbstractALFComposition(AbstractReversibleSolver):
             relax = Relax(type(self).__name__)
             updates = [*updates, ((relax,), relaxation(self.damping, t0, t1))]
         return updates
+
+    def jump(self):
+        return Jump(self.grid)
 
     def zero_sums(self, y, solver_state):
         del y

@@ -1,5 +1,8 @@
 """The named compositions of asynchronous-leapfrog steps, by order."""
 
+from diffrax import AbstractStratonovichSolver, AbstractTerm
+from jaxtyping import PyTree
+
 from .alf import AbstractALFComposition, fixed, options
 from .coefficients_high import (
     BLANES_MOAN6,
@@ -11,7 +14,7 @@ from .coefficients_low import ALF2, ALF4, YOSHIDA4
 from .composition import Composition
 
 
-class ReversibleALF2(AbstractALFComposition):
+class ReversibleALF2(AbstractALFComposition, AbstractStratonovichSolver):
     r"""Two asynchronous-leapfrog half steps: reversible, of order 2.
 
     For low accuracy, rough vector fields and noisy training, where its short step
@@ -40,6 +43,10 @@ class ReversibleALF2(AbstractALFComposition):
     """
 
     composition: Composition = fixed(ALF2)
+
+    def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
+        del terms
+        return 0.5
 
 
 class ReversibleALF4(AbstractALFComposition):

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from .._compat import ω
 from .._types import Args, RealScalarLike, VF, Y
 from .alf import Drift, shares
+from .alf_jump import Jump
 from .base import AbstractReversibleSolver
 from .update import AbstractUpdate, State
 
@@ -133,6 +134,9 @@ class ALF(AbstractReversibleSolver):
         drift = shares(terms.contr(t0, t1), np.array([0.5]))
         substep = _Substep(drift, jnp.asarray(t0 + (t1 - t0) / 2)[None])
         return [((Drift(), _Pull(self.eta), Drift()), substep)]
+
+    def jump(self):
+        return Jump(None)
 
     def zero_sums(self, y, solver_state):
         del y

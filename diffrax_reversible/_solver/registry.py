@@ -1,24 +1,51 @@
 """How each solver is reversed."""
 
+from collections.abc import Callable
 from typing import cast
 
-from diffrax import AbstractSolver
+from diffrax import (
+    AbstractSolver,
+    LeapfrogMidpoint,
+    ReversibleHeun,
+    SemiImplicitEuler,
+)
 
 from .base import AbstractReversibleSolver
+from .heun import HeunReversal
+from .leapfrog import LeapfrogReversal
+from .reversal import AbstractReversal
+from .semi_implicit_euler import SemiImplicitEulerReversal
+from .third_party import StepReversal
 
 
-def as_reversible(solver: AbstractSolver) -> AbstractReversibleSolver:
+_reversals: dict[type, Callable[[], AbstractReversibleSolver | AbstractReversal]] = {
+    ReversibleHeun: HeunReversal,
+    LeapfrogMidpoint: LeapfrogReversal,
+    SemiImplicitEuler: SemiImplicitEulerReversal,
+}
+
+
+def as_reversible(
+    solver: AbstractSolver,
+) -> AbstractReversibleSolver | AbstractReversal:
     """What undoes the steps of `solver` and pulls them back.
 
     **Raises:** `ValueError` if nothing does.
     """
     # Not `isinstance`, which for a wrapped solver like `HalfSolver` also asks the
-    # solver inside, whose reverse is not that of the wrapper.
-    if issubclass(type(solver), AbstractReversibleSolver):
+    # solver inside, whose reverse is not that of the wrapper. And not subclasses of
+    # diffrax's solvers, which may step differently.
+    kind = type(solver)
+    if issubclass(kind, AbstractReversibleSolver):
         return cast(AbstractReversibleSolver, solver)
+    if kind in _reversals:
+        return _reversals[kind]()
+    if hasattr(kind, "backward_step"):
+        return StepReversal(solver)
     raise ValueError(
         f"`adjoint=ReversibleAdjoint()` needs a reversible solver, and "
-        f"`{type(solver).__name__}` is not one. Use a reversible solver, for example "
-        "`solver=ReversibleALF4()`, or an adjoint method for any solver, "
-        "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+        f"`{kind.__name__}` is not one. Use a reversible solver, for example "
+        "`solver=ReversibleALF4()`; or make an explicit Runge-Kutta solver reversible, "
+        "for example `solver=Reversible(diffrax.Tsit5())`; or use an adjoint method for "
+        "any solver, `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
     )

@@ -1,8 +1,8 @@
 """The lines of which a reversible step is made."""
 
 import abc
-import functools as ft
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -99,29 +99,53 @@ def undo(line: Line, terms, args, state: State, substep: Substep) -> State:
     return line.unwrite(state, k, substep)
 
 
-def pull_back(line: Line, rebuild, parameters, state, cotangent, substep):
-    """The state before a line, the cotangent of that state, and the cotangent of the
-    parameters (`None` for a shift). One evaluation of the vector field and one
-    vector-Jacobian product, which is the least that is possible without storing
-    anything."""
-    if isinstance(line, AbstractShift):
-        terms, _ = rebuild(parameters)
-        state = line.unwrite(terms, state, substep)
-        shift = line
-        _, vjp_write = jax.vjp(lambda s: shift.write(terms, s, substep), state)
-        (cotangent,) = vjp_write(cotangent)
-        return state, cotangent, None
+def pull_back(
+    line: Line,
+    rebuild: Callable[[PyTree], tuple[PyTree[AbstractTerm], Args, Any, Any]],
+    parameters: PyTree,
+    state: State,
+    cotangent: State,
+    substep: Substep,
+    with_substep: bool,
+) -> tuple[State, State, PyTree, Substep]:
+    """The state before a line, the cotangent of that state, the cotangent of the
+    parameters (`None` if there is none), and that of the substep (`None` unless
+    `with_substep`). One evaluation of the vector field and one vector-Jacobian product,
+    which is the least that is possible without storing anything."""
+    variables, fixed = eqx.partition(substep, with_substep and eqx.is_inexact_array)
 
-    def evaluate(point, parameters):
-        terms, args = rebuild(parameters)
-        return line.evaluate(terms, args, point, substep)
+    def shift(state, variables, parameters):
+        terms, *_ = rebuild(parameters)
+        return line.write(terms, state, eqx.combine(variables, fixed))
+
+    def evaluate(point, variables, parameters):
+        terms, args, *_ = rebuild(parameters)
+        assert isinstance(line, AbstractUpdate)
+        return line.evaluate(terms, args, point, eqx.combine(variables, fixed))
+
+    def write(state, variables, k):
+        return line.write(state, k, eqx.combine(variables, fixed))
+
+    if isinstance(line, AbstractShift):
+        terms, *_ = rebuild(parameters)
+        state = line.unwrite(terms, state, substep)
+        if not with_substep:
+            _, vjp = jax.vjp(lambda s: shift(s, variables, parameters), state)
+            return state, *vjp(cotangent), None, None
+        _, vjp = jax.vjp(shift, state, variables, parameters)
+        cotangent, cotangent_substep, cotangent_parameters = vjp(cotangent)
+        return state, cotangent, cotangent_parameters, cotangent_substep
 
     point, vjp_read = jax.vjp(line.read, state)
-    k, vjp_evaluate = jax.vjp(evaluate, point, parameters)
+    k, vjp_evaluate = jax.vjp(evaluate, point, variables, parameters)
     state = line.unwrite(state, k, substep)
-    write = ft.partial(line.write, substep=substep)
-    _, vjp_write = jax.vjp(write, state, k)
-    cotangent, cotangent_k = vjp_write(cotangent)
-    cotangent_point, cotangent_parameters = vjp_evaluate(cotangent_k)
+    _, vjp_write = jax.vjp(write, state, variables, k)
+    cotangent, from_write, cotangent_k = vjp_write(cotangent)
+    cotangent_point, from_evaluate, cotangent_parameters = vjp_evaluate(cotangent_k)
     (cotangent_read,) = vjp_read(cotangent_point)
-    return state, (cotangent**ω + cotangent_read**ω).ω, cotangent_parameters
+    return (
+        state,
+        (cotangent**ω + cotangent_read**ω).ω,
+        cotangent_parameters,
+        (from_write**ω + from_evaluate**ω).ω if with_substep else None,
+    )

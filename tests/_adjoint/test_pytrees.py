@@ -234,7 +234,7 @@ def test_complex():
         field = lambda t, y, args: 1j * args * y + 0.3 * jnp.conj(y) * y - 0.1 * t
         ys = _solve(diffrax.ODETerm(field), p["y0"], p["a"], adjoint).ys
         ys = jnp.where(jnp.isfinite(ys), ys, 0)
-        return jnp.sum(jnp.abs(ys) ** 2 * jnp.arange(1.0, 3.0))
+        return jnp.sum(jnp.abs(ys) ** 2 @ jnp.arange(1.0, 3.0))
 
     p = {"y0": jnp.array([0.3 + 0.1j, -0.2j]), "a": jnp.array(1.0 + 0.2j)}
     grad = jax.grad(f)

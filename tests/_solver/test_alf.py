@@ -107,7 +107,7 @@ def test_order(solver, field, y0, equal):
     true_v = field(t1, true_y, None)
     order = solver.order(diffrax.ODETerm(field))
     walk = jax.jit(lambda nodes: _walk(field, solver, y0, nodes))
-    counts = np.array([160, 240, 360, 540]) // (1 if order == 2 else 4)
+    counts = np.array([160, 240, 360, 540]) // (1 if order == 2 else 2)
     # The same uneven spacing at every number of steps, refined: random steps that are
     # drawn anew would scatter around the order.
     knots = np.cumsum(np.append(0, np.random.default_rng(0).uniform(0.4, 1.6, 10)))
@@ -131,7 +131,7 @@ def test_error_estimate(solver, field, y0):
     """Scales as it says and is above the true local error, but not by far."""
     terms = diffrax.ODETerm(field)
     t0, y0 = 0.3, jnp.array(y0)
-    sizes = jnp.array([0.2, 0.14, 0.1, 0.07, 0.05]) / 2
+    sizes = jnp.array([0.1, 0.07, 0.05, 0.035, 0.025])
 
     @jax.jit
     def local(h):
@@ -140,8 +140,11 @@ def test_error_estimate(solver, field, y0):
         true = _reference(field, y0, t0, jnp.stack([t0 + h]))[0]
         return jnp.linalg.norm(estimate), jnp.linalg.norm(y1 - true)
 
-    estimates, errors = np.array([local(h) for h in sizes]).T
+    estimates, _ = np.array([local(h) for h in sizes]).T
     order = _fitted_order(sizes, estimates)
+    # The error is of a higher order than its estimate, so that the factor grows without
+    # bound as the steps shrink: look at steps that are used.
+    estimates, errors = np.array([local(h) for h in (0.4, 0.3, 0.2, 0.12)]).T
     factors = estimates / errors
     print(f"order of the estimate {order:.2f}, factors {factors.round(1)}")
     assert min(errors) > 1e-13
@@ -175,8 +178,8 @@ def test_backward_step_inverts_step(solver, t0, t1):
 @pytest.mark.parametrize("equal", (True, False), ids=("equal", "unequal"))
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_thousand_steps_and_back(solver, equal):
-    y0 = jnp.array([1.0, 0.5])
-    terms = diffrax.ODETerm(_nonautonomous_a)
+    y0 = jnp.array([0.6, -0.4, 0.9])
+    terms = diffrax.ODETerm(_nonautonomous_b)
     steps = jr.uniform(jr.PRNGKey(0), (1000,), minval=0.3, maxval=1.0)
     steps = jnp.ones(1000) if equal else steps
     nodes = jnp.append(0.0, jnp.cumsum(steps)) * (10 / jnp.sum(steps))
@@ -184,7 +187,7 @@ def test_thousand_steps_and_back(solver, equal):
     @jax.jit
     def there_and_back():
         v0 = solver.init(terms, nodes[0], nodes[1], y0, None)
-        y1, v1 = _walk(_nonautonomous_a, solver, y0, nodes)
+        y1, v1 = _walk(_nonautonomous_b, solver, y0, nodes)
 
         def body(carry, interval):
             y, v = carry

@@ -1,0 +1,146 @@
+"""Explicit Runge-Kutta schemes that a step of -h nearly undoes."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import equinox as eqx
+import jax.tree_util as jtu
+import numpy as np
+from diffrax import (
+    AbstractAdaptiveSolver,
+    AbstractStratonovichSolver,
+    AbstractTerm,
+    RESULTS,
+    ThirdOrderHermitePolynomialInterpolation,
+)
+from jaxtyping import PyTree
+
+from .._compat import is_sde, ω
+from .._types import (
+    Args,
+    BoolScalarLike,
+    DenseInfo,
+    FloatScalarLike,
+    RealScalarLike,
+    VF,
+    Y,
+)
+from .runge_kutta import combine, evaluate_stages, Tableau
+
+
+def _dense_info(y0, y1, k0) -> DenseInfo:
+    # The cubic with this slope at the end is the parabola through the other three.
+    k1 = (2 * (y1**ω - y0**ω) - k0**ω).ω
+    return dict(y0=y0, y1=y1, k0=k0, k1=k1)
+
+
+class AbstractEES(AbstractAdaptiveSolver, AbstractStratonovichSolver):
+    """Base class of the explicit and effectively symmetric Runge-Kutta schemes."""
+
+    tableau: eqx.AbstractClassVar[Tableau]
+
+    term_structure: ClassVar = AbstractTerm
+    interpolation_cls: ClassVar[
+        Callable[..., ThirdOrderHermitePolynomialInterpolation]
+    ] = ThirdOrderHermitePolynomialInterpolation
+
+    def order(self, terms: PyTree[AbstractTerm]) -> int:
+        """Two."""
+        del terms
+        return 2
+
+    def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
+        """One half; with additive or commutative noise the order is one."""
+        del terms
+        return 0.5
+
+    def error_order(self, terms: PyTree[AbstractTerm]) -> RealScalarLike | None:
+        """Three, and for an SDE one."""
+        return 1.0 if is_sde(terms) else 3
+
+    def init(
+        self,
+        terms: AbstractTerm,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        args: Args,
+    ) -> None:
+        """As [`diffrax.AbstractSolver.init`][]."""
+        del terms, t0, t1, y0, args
+
+    def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
+        """As [`diffrax.AbstractSolver.func`][]."""
+        return terms.vf(t0, y0, args)
+
+    def step(
+        self,
+        terms: AbstractTerm,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        args: Args,
+        solver_state: None,
+        made_jump: BoolScalarLike,
+    ) -> tuple[Y, Y, DenseInfo, None, RESULTS]:
+        """As [`diffrax.AbstractSolver.step`][]."""
+        del solver_state, made_jump
+        tableau = self.tableau
+        assert tableau.error is not None
+        stages = evaluate_stages(
+            tableau, terms, t0, t1 - t0, y0, args, terms.contr(t0, t1)
+        )
+        y1 = (y0**ω + combine(tableau.b, stages) ** ω).ω
+        y_error = combine(tableau.error, stages)
+        k0 = jtu.tree_map(lambda x: x[0], stages)
+        return y1, y_error, _dense_info(y0, y1, k0), None, RESULTS.successful
+
+    def backward_step(
+        self,
+        terms: AbstractTerm,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y1: Y,
+        args: Args,
+        ts_state: tuple[FloatScalarLike, ...],
+        solver_state: None,
+        made_jump: BoolScalarLike,
+    ) -> tuple[Y, DenseInfo, None, RESULTS]:
+        """Almost the inverse of `step`: a step from `t1` to `t0`.
+
+        Arguments and results as for
+        [`diffrax_reversible.AbstractReversibleSolver.backward_step`][].
+        """
+        del ts_state, solver_state, made_jump
+        control = terms.contr(t0, t1)
+        stages = evaluate_stages(
+            self.tableau, terms, t1, t0 - t1, y1, args, (-(control**ω)).ω
+        )
+        y0 = (y1**ω + combine(self.tableau.b, stages) ** ω).ω
+        k0 = terms.vf_prod(t0, y0, args, control)
+        return y0, _dense_info(y0, y1, k0), None, RESULTS.successful
+
+
+class EES25(AbstractEES):
+    tableau: ClassVar[Tableau] = Tableau(
+        a=np.array([[0, 0, 0], [1 / 2, 0, 0], [0, 1, 0]]),
+        b=np.array([1 / 4, 1 / 2, 1 / 4]),
+        c=np.array([0, 1 / 2, 1]),
+        # As large as the error of the step, for every tree of order three.
+        error=np.array([1, -2, 1]) / 12,
+    )
+
+
+_r = 1 / np.sqrt(2)
+
+
+class EES27(AbstractEES):
+    tableau: ClassVar[Tableau] = Tableau(
+        a=np.array(
+            [[0, 0, 0, 0], [1 - _r, 0, 0, 0], [0, _r, 0, 0], [1 - _r, 0, _r, 0]]
+        ),
+        b=np.array([1 - _r, _r, _r, 1 - _r]) / 2,
+        c=np.array([0, 1 - _r, _r, 1]),
+        # Of the size of the error of the step.
+        error=np.array([1, -1, -1, 1]) / 16,
+    )

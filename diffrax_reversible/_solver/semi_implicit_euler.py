@@ -1,0 +1,18 @@
+"""The reverse of `diffrax.SemiImplicitEuler`."""
+
+import numpy as np
+
+from .splitting import AbstractSplitting, Moves
+
+
+class SemiImplicitEulerReversal(AbstractSplitting):
+    """The updates of [`diffrax.SemiImplicitEuler`][]. Both terms are evaluated at the
+    start of the step."""
+
+    def order(self, terms):
+        del terms
+        return 1
+
+    def moves(self):
+        whole = Moves(np.ones(1), np.zeros(1))
+        return whole, whole
