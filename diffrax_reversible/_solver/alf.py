@@ -22,6 +22,7 @@ from .base import AbstractReversibleSolver
 from .composition import Composition
 from .damping import Relax, relaxation
 from .grid import check_grid, check_range, OnGrid, snap
+from .side_step import SideStepInterpolation
 from .update import AbstractShift, AbstractUpdate, State
 
 
@@ -82,7 +83,7 @@ def shares(control: PyTree, parts: np.ndarray) -> PyTree:
     )
 
 
-Interpolation = Literal["stages", "hermite"]
+Interpolation = Literal["stages", "hermite", "side_step"]
 
 
 def fixed(composition: Composition) -> Any:
@@ -136,7 +137,7 @@ class AbstractALFComposition(AbstractReversibleSolver):
                     f"`{name}(damping=..., grid=...)`: damping merges points of a "
                     "grid, and cannot be undone bit for bit. Use one of the two."
                 )
-        known = (None, "stages", "hermite")
+        known = (None, "stages", "hermite", "side_step")
         if self.interpolation not in known:
             raise ValueError(
                 f"`{name}(interpolation={self.interpolation!r})` must be "
@@ -166,7 +167,13 @@ class AbstractALFComposition(AbstractReversibleSolver):
         return rows.reshape(-1, len(self.composition.fractions))
 
     @property
+    def interpolates_from_start(self) -> bool:
+        return self.interpolation == "side_step"
+
+    @property
     def interpolation_cls(self) -> Callable:  # pyright: ignore
+        if self.interpolates_from_start:
+            return SideStepInterpolation
         if self._by_stages:
             return StageInterpolation
         return ThirdOrderHermitePolynomialInterpolation
@@ -271,6 +278,8 @@ options = r"""
 - `interpolation`: how `SaveAt(ts=...)` and `SaveAt(dense=True)` interpolate.
     `"stages"`: a polynomial of the stage values, which does not see the drift of $v$
     away from the vector field. `"hermite"`: the cubic through both ends with the
-    slopes $v$. `None`: the first where the composition has such a polynomial, else the
-    second.
+    slopes $v$. `"side_step"`: a shorter step of the method itself to every save time,
+    which is as accurate as the steps, and takes the evaluations of a step for each
+    save time, in the reverse sweep as well; for `SaveAt(ts=...)` only. `None`: the
+    first where the composition has such a polynomial, else the second.
 """

@@ -41,7 +41,7 @@ def _solve(solver, problem, nodes, ts):
     return at_ts, at_nodes[: len(nodes) - 1]
 
 
-def _errors(solver, problem, number):
+def errors(solver, problem, number):
     """The largest error at 100 save times and at the nodes."""
     ts = np.linspace(0, problem.t1, 101)[1:]
     nodes = np.linspace(0, problem.t1, number + 1)
@@ -77,7 +77,7 @@ _blanes_moan4 = ALFComposition(
 )
 def test_error_at_save_times(solver, problem, numbers, most):
     for number in numbers:
-        at_ts, at_nodes = _errors(solver, problem, number)
+        at_ts, at_nodes = errors(solver, problem, number)
         ratio = at_ts / at_nodes
         print(f"{type(solver).__name__} {problem.name} {number}: {ratio:.2f}")
         assert ratio < most
