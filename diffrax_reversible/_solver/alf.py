@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -83,9 +83,6 @@ def shares(control: PyTree, parts: np.ndarray) -> PyTree:
     )
 
 
-Interpolation = Literal["stages", "hermite", "side_step"]
-
-
 def fixed(composition: Composition) -> Any:
     """A field that every instance of a class has in common."""
     return eqx.field(default=composition, init=False, repr=False, static=True)
@@ -119,7 +116,7 @@ class AbstractALFComposition(AbstractReversibleSolver):
     composition: eqx.AbstractVar[Composition]
     damping: float = eqx.field(default=0.0, static=True)
     grid: float | None = eqx.field(default=None, static=True)
-    interpolation: Interpolation | None = eqx.field(default=None, static=True)
+    interpolation: str | None = eqx.field(default=None, static=True)
 
     term_structure: ClassVar = AbstractTerm
 

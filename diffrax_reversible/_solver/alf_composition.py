@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import equinox as eqx
 
-from .alf import AbstractALFComposition, Interpolation, options
+from .alf import AbstractALFComposition, options
 from .composition import check_composition, Composition
 
 
@@ -32,15 +32,15 @@ class ALFComposition(AbstractALFComposition):
 
     def __init__(
         self,
-        fractions: Sequence[float],
+        fractions: Sequence[int | float],
         order: int,
-        error_weights: Sequence[float] | None = None,
+        error_weights: Sequence[int | float] | None = None,
         error_order: int | None = None,
-        interpolant: Sequence[Sequence[float]] | None = None,
+        interpolant: Sequence[Sequence[int | float]] | None = None,
         *,
         damping: float = 0.0,
         grid: float | None = None,
-        interpolation: Interpolation | None = None,
+        interpolation: str | None = None,
     ):
         self.composition = Composition(
             order=order,
@@ -60,7 +60,7 @@ class ALFComposition(AbstractALFComposition):
         self.interpolation = interpolation
 
 
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
+def _floats(values: Sequence[int | float]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
