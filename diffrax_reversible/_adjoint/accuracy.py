@@ -19,8 +19,8 @@ from .._types import RealScalarLike
 OnInaccurate: TypeAlias = Literal["raise", "nan", "warn"]
 
 _MESSAGE = (
-    "`adjoint=ReversibleAdjoint()` has lost the solution on its way back: at t = {t} the "
-    "state that it found{element} differs from the one that it should have found by a "
+    "`adjoint=ReversibleAdjoint()` has lost the solution on its way back: at t = {t} "
+    "the state that it found{element} differs from the one that it should have found by a "
     "relative {loss:.1e}, which is more than {rtol:.1e}, so that the gradient would be "
     "wrong. Undoing the steps of a contracting flow amplifies rounding. Ways out: "
     "`ReversibleAdjoint(checkpoints=...)`, float64, smaller steps, a shorter interval, "

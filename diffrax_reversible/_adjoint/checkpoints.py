@@ -1,5 +1,7 @@
 """Keeping a few states of a solve of unknown length."""
 
+from typing import Any, cast
+
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -39,7 +41,9 @@ class Checkpoints(eqx.Module):
         due = due & (number % stride == 0)
         slot = jnp.argmax((self.numbers == 0) | (self.numbers % stride != 0))
         states = jtu.tree_map(
-            lambda xs, x: buffer_at_set(xs, slot, x, pred=due), self.states, state
+            lambda xs, x: buffer_at_set(xs, slot, x, pred=cast(Any, due)),
+            self.states,
+            state,
         )
         numbers = jnp.where(
             due & (jnp.arange(len(self.numbers)) == slot), number, self.numbers

@@ -72,7 +72,9 @@ class Steps(eqx.Module):
         if isinstance(controller, RecordedSteps) and controller.jumps:
             later = self._record(index, "made_jump")
         elif isinstance(controller, ReplayedSteps) and controller.jumps:
-            later = controller.record.made_jump[index]
+            flags = controller.record.made_jump
+            assert flags is not None
+            later = flags[index]
         elif self.starts_with_jump is False:
             return False
         else:

@@ -195,7 +195,8 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
         intervals: Any = buffer_at_set(record.intervals, count, interval, pred=pred)
         if self.jumps:
             before: Any = controller_state.made_jump
-            jumped: Any = buffer_at_set(record.made_jump, count, before, pred=pred)
+            flags: Any = record.made_jump
+            jumped: Any = buffer_at_set(flags, count, before, pred=pred)
             after = jnp.where(keep_step, made_jump, before)
         else:
             jumped = after = None

@@ -193,7 +193,7 @@ class AbstractALFComposition(AbstractReversibleSolver):
         middles = np.cumsum(g) - g / 2
         control = terms.contr(t0, t1)
         h = t1 - t0
-        t = t0 + jnp.asarray(middles, jnp.result_type(h)) * h
+        t = jnp.asarray(t0 + jnp.asarray(middles, jnp.result_type(h)) * h)
         weights = jnp.asarray(self._weights.T)
         drift, reflect = Drift(self.grid), Reflect(self.grid)
         updates = [

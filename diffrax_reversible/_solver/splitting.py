@@ -125,7 +125,7 @@ class AbstractSplitting(AbstractReversibleSolver):
         q, p = self.moves()
         pairs = len(p.shares)
         first = Moves(*[x[:pairs] for x in q]), p
-        updates = [((_Move(0), _Move(1)), substeps(first))]
+        updates: list = [((_Move(0), _Move(1)), substeps(first))]
         if len(q.shares) > pairs:
             last = Moves(*[x[pairs:] for x in q]), None
             updates.append(((_Move(0),), substeps(last)))

@@ -120,6 +120,7 @@ def pull_back(
 
     def evaluate(point, variables, parameters):
         terms, args, *_ = rebuild(parameters)
+        assert isinstance(line, AbstractUpdate)
         return line.evaluate(terms, args, point, eqx.combine(variables, fixed))
 
     def write(state, variables, k):
