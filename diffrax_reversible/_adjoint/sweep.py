@@ -181,15 +181,19 @@ class ReversibleSweep(AbstractSweep):
         return jtu.tree_map(jnp.asarray, done[0])
 
     def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> _Walk:
-        del inputs
+        problem = _join(inputs, self.static, inputs.parameters)
         cursors = [
             Cursor(s.save_index, s.saveat_ts_index) for s in _save_states(outputs)
         ]
         return _Walk(
             outputs.num_accepted_steps,
             cursors,
-            outputs.y,
-            outputs.solver_state,
+            *as_reversible(problem.solver).depart(
+                problem.parameters.terms,
+                outputs.tprev,
+                outputs.y,
+                outputs.solver_state,
+            ),
             cotangents.y,
             cotangents.solver_state,
         )
@@ -214,8 +218,14 @@ class ReversibleSweep(AbstractSweep):
         rebuild = lambda parameters: eqx.combine(parameters, problem.parameters)
         solver = as_reversible(problem.solver)
 
+        def rebuild_terms(parameters):
+            parameters = rebuild(parameters)
+            return parameters.terms, parameters.args
+
         step = self._current_step(problem, outputs, carry, batch)
-        y, solver_state = carry.y, carry.solver_state
+        y, solver_state = solver.arrive(
+            rebuild_terms, parameters, step.t1, carry.y, carry.solver_state
+        )
         cotangent_y, cotangent_solver_state = self._where(
             step.active, (carry.cotangent_y, carry.cotangent_solver_state), 0
         )
@@ -286,10 +296,6 @@ class ReversibleSweep(AbstractSweep):
                     step, cursors[i], interpolate, dense_info, parameters, total, batch
                 )
             cotangent_dense_info, cotangent_parameters = total
-
-        def rebuild_terms(parameters):
-            parameters = rebuild(parameters)
-            return parameters.terms, parameters.args
 
         *new, cotangent_parameters = solver.pull_back_step(
             rebuild_terms,
