@@ -17,16 +17,19 @@ from diffrax._integrate import SaveState as SaveState
 # Default `SaveAt(fn=...)`: recognised by identity, since its pull-back is free.
 from diffrax._saveat import save_y as save_y
 
-# The path that `ControlTerm` makes of a callable.
-from diffrax._term import _CallableToPath as CallableToPath
+# The path that `ControlTerm` makes of a callable. The terms that `diffeqsolve` wraps to
+# integrate backwards in time.
+from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
-# The terms that `diffeqsolve` wraps to integrate backwards in time.
-from diffrax._term import WrapTerm as WrapTerm
-
-# A write-once buffer inside a loop: written in place, also under `jax.vmap`.
+# A write-once buffer inside a loop: written in place, also under `jax.vmap`. The float
+# before another one. `jnp.any` over every batch that there is, so that a `lax.cond` on
+# it stays one branch.
 from equinox.internal import (
     buffer_at_set as buffer_at_set,
     MaybeBuffer as MaybeBuffer,
+    nondifferentiable_backward as nondifferentiable_backward,
+    prevbefore as prevbefore,
+    unvmap_any as unvmap_any,
     while_loop as while_loop,
     ω as ω,
 )
@@ -35,6 +38,8 @@ from equinox.internal import (
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
+
+CallableToPath = _CallableToPath
 
 
 def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:

@@ -92,5 +92,8 @@ class AbstractSweep(abc.ABC):
         not perturbed. Called also for elements of a batch that are no longer active."""
 
     @abc.abstractmethod
-    def finish(self, cotangents: PyTree, carry: PyTree) -> PyTree:
-        """The cotangent of `inputs.state`."""
+    def finish(
+        self, inputs: Inputs, outputs: PyTree, cotangents: PyTree, carry: PyTree
+    ) -> tuple[PyTree, Bool[Array, ""]]:
+        """The cotangent of `inputs.state`, and whether the cotangents are to be
+        trusted: they become NaN if not."""

@@ -5,8 +5,18 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.lax as lax
 import jax.tree_util as jtu
-from diffrax import AbstractTerm, ControlTerm, MultiTerm, ODETerm, SaveAt, SubSaveAt
+from diffrax import (
+    AbstractStepSizeController,
+    AbstractTerm,
+    ControlTerm,
+    Event,
+    MultiTerm,
+    ODETerm,
+    SaveAt,
+    SubSaveAt,
+)
 from jaxtyping import PyTree
 
 from .._compat import CallableToPath, save_y, WrapTerm
@@ -94,10 +104,48 @@ def hoist_fns(
     ]
 
 
-def without_fns(saveat: SaveAt) -> SaveAt:
-    """`saveat` with `None` for every `fn`: what is left has no closures."""
+def hoist_event(event: Event, kwargs: dict[str, Any], t, y, args) -> Event:
+    """An event for use inside of the loop, where it is not differentiated: what its
+    conditions close over, and are handed by diffrax, is made constant."""
+
+    def hoist(cond_fn):
+        converted = eqx.filter_closure_convert(
+            lambda t, y, args: cond_fn(t, y, args, **kwargs), t, y, args
+        )
+        dynamic, static = eqx.partition(converted, eqx.is_array)
+        converted = eqx.combine(lax.stop_gradient(dynamic), static)
+        return _Condition(converted)
+
+    cond_fn = jtu.tree_map(hoist, event.cond_fn, is_leaf=callable)
+    return eqx.tree_at(lambda e: e.cond_fn, event, cond_fn)
+
+
+def with_controller(event: Event, controller: AbstractStepSizeController) -> Event:
+    """The event, whose conditions are handed `controller` and not the one in the loop."""
+
+    def wrap(cond_fn):
+        return lambda t, y, args, **kwargs: cond_fn(
+            t, y, args, **(kwargs | dict(stepsize_controller=controller))
+        )
+
+    cond_fn = jtu.tree_map(wrap, event.cond_fn, is_leaf=callable)
+    return eqx.tree_at(lambda e: e.cond_fn, event, cond_fn)
+
+
+class _Condition(eqx.Module):
+    fn: Callable
+
+    def __call__(self, t, y, args, **kwargs):
+        del kwargs
+        return self.fn(t, y, args)
+
+
+def without_parameters(saveat: SaveAt) -> SaveAt:
+    """`saveat` with `None` for every `fn` and `ts`, which are parameters."""
     subs = jtu.tree_map(
-        lambda s: eqx.tree_at(lambda s: s.fn, s, None),
+        lambda s: eqx.tree_at(
+            lambda s: (s.fn, s.ts), s, (None, None), is_leaf=lambda x: x is None
+        ),
         saveat.subs,
         is_leaf=is_subsaveat,
     )

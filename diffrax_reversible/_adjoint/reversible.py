@@ -4,27 +4,37 @@ import functools as ft
 
 import equinox as eqx
 import jax.tree_util as jtu
-from diffrax import AbstractAdjoint, LeapfrogMidpoint, SubSaveAt
+from diffrax import AbstractAdjoint, ConstantStepSize, LeapfrogMidpoint
 
 from .._compat import while_loop
-from .._controller import knows_its_steps, RecordedSteps
+from .._controller import knows_its_steps, RecordedSteps, Span
 from .._solver import as_reversible, refuse_sde
-from .hoist import hoist_fns, hoist_terms, is_subsaveat, without_fns
+from .accuracy import default_rtol, OnInaccurate
+from .hoist import (
+    hoist_event,
+    hoist_fns,
+    hoist_terms,
+    is_subsaveat,
+    with_controller,
+    without_parameters,
+)
+from .problem import is_none, Parameters, Problem, split
 from .refuse import refuse_derivative
 from .rule import with_reverse_sweep
-from .sweep import Parameters, Problem, ReversibleSweep, split
+from .sweep import ReversibleSweep
 
 
 def _refuse_time(name: str) -> str:
     return (
-        f"`adjoint=ReversibleAdjoint()` does not differentiate with respect to `{name}`"
-        ". Use `jax.lax.stop_gradient` on it, or "
+        f"`adjoint=ReversibleAdjoint()` does not differentiate with respect to {name}. "
+        "Use `jax.lax.stop_gradient` on it, or "
         "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
     )
 
 
-def _refuse_jumps(controller, solver, terms, init_state) -> None:
-    """Raises if `made_jump` may ever be true: it is then traced, not `False`."""
+def _refuse_unknown_jumps(controller, solver, terms, init_state) -> None:
+    """Raises if a controller that is not known to step over jumps does: `made_jump` is
+    then traced, not `False`."""
     adapted = eqx.filter_eval_shape(
         controller.adapt_step_size,
         init_state.tprev,
@@ -36,13 +46,11 @@ def _refuse_jumps(controller, solver, terms, init_state) -> None:
         solver.error_order(terms),
         init_state.controller_state,
     )
-    if adapted[3] is not False or init_state.made_jump is not False:
+    if adapted[3] is not False and not controller.jumps:
         raise NotImplementedError(
-            "`adjoint=ReversibleAdjoint()` does not support jumps in the vector field: "
-            "`ClipStepSizeController(jump_ts=...)` and "
-            "`diffeqsolve(..., made_jump=...)`. Split the interval at the jump into "
-            "two `diffeqsolve` calls, or use "
-            "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+            "`adjoint=ReversibleAdjoint()` supports jumps in the vector field only with "
+            "`ClipStepSizeController(jump_ts=...)`, outermost or inside of "
+            f"`RecordedSteps`; got the controller {controller}."
         )
 
 
@@ -122,6 +130,26 @@ class ReversibleAdjoint(AbstractAdjoint):
         ```
     """
 
+    checkpoints: int | None = eqx.field(static=True, default=None)
+    rtol: float | None = eqx.field(static=True, default=None)
+    on_inaccurate: OnInaccurate = eqx.field(static=True, default="raise")
+
+    def __check_init__(self):
+        if self.checkpoints is not None and self.checkpoints < 1:
+            raise ValueError(
+                "`ReversibleAdjoint(checkpoints=...)` must be at least 1, the number of "
+                f"states to keep, or `None`; got {self.checkpoints}."
+            )
+        if self.rtol is not None and not self.rtol > 0:
+            raise ValueError(
+                f"`ReversibleAdjoint(rtol=...)` must be positive; got {self.rtol}."
+            )
+        if self.on_inaccurate not in ("raise", "nan", "warn"):
+            raise ValueError(
+                '`ReversibleAdjoint(on_inaccurate=...)` must be "raise", "nan" or '
+                f'"warn"; got {self.on_inaccurate!r}.'
+            )
+
     def loop(
         self,
         *,
@@ -141,8 +169,8 @@ class ReversibleAdjoint(AbstractAdjoint):
         passed_controller_state,
         progress_meter,
     ):
-        del throw, passed_controller_state
         as_reversible(solver)
+        refuse_sde(solver, terms)
         if passed_solver_state and type(solver) is LeapfrogMidpoint:
             # Its time is that of a step which is not in this solve.
             raise NotImplementedError(
@@ -150,21 +178,19 @@ class ReversibleAdjoint(AbstractAdjoint):
                 "`diffeqsolve(LeapfrogMidpoint(), ..., solver_state=...)`. Leave out "
                 "the solver state, and the first step is an explicit Euler step."
             )
-        if event is not None:
-            raise NotImplementedError(
-                "`adjoint=ReversibleAdjoint()` does not support "
-                "`diffeqsolve(..., event=...)`. Use "
-                "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
-            )
-        refuse_sde(solver, terms)
-        _refuse_jumps(stepsize_controller, solver, terms, init_state)
-        t0 = refuse_derivative(t0, _refuse_time("diffeqsolve(t0=...)"))
-        t1 = refuse_derivative(t1, _refuse_time("diffeqsolve(t1=...)"))
-        dt0 = refuse_derivative(dt0, _refuse_time("diffeqsolve(dt0=...)"))
-        stepsize_controller = refuse_derivative(
-            stepsize_controller, _refuse_time("diffeqsolve(stepsize_controller=...)")
+        refuse = refuse_derivative
+        constant = isinstance(stepsize_controller, ConstantStepSize)
+        if passed_controller_state and constant:
+            message = _refuse_time("`t0` or `t1` when `controller_state` is passed")
+            t0, t1 = refuse((t0, t1), message)
+        if not constant:
+            dt0 = refuse(dt0, _refuse_time("`dt0` when steps are not constant"))
+        stepsize_controller = refuse(
+            stepsize_controller, _refuse_time("a parameter of `stepsize_controller`")
         )
-        saveat = self._refuse_save_times(saveat)
+        if not passed_solver_state:
+            # `solver.init` has looked at the vector field after the jump.
+            init_state = eqx.tree_at(lambda s: s.made_jump, init_state, False)
 
         t, y = init_state.tprev, init_state.y
 
@@ -189,61 +215,89 @@ class ReversibleAdjoint(AbstractAdjoint):
                 lambda s: s.controller_state,
                 init_state,
                 controller.start(init_state.controller_state, t.dtype),
-                is_leaf=lambda x: x is None,
+                is_leaf=is_none,
             )
-        options = dict(
-            event=event,
-            t0=t0,
-            t1=t1,
-            dt0=dt0,
-            max_steps=max_steps,
-            progress_meter=progress_meter,
-        )
+        if isinstance(controller, RecordedSteps):
+            _refuse_unknown_jumps(controller, solver, terms, init_state)
+        rtol = default_rtol(y) if self.rtol is None else self.rtol
+        on_inaccurate = self.on_inaccurate
+        if on_inaccurate == "raise" and not throw:
+            on_inaccurate = "nan"
+        if event is not None:
+            # Conditions are handed the controller of the user.
+            event = with_controller(event, stepsize_controller)
 
         def outer_while_loop(cond_fun, body_fun, state, *, max_steps, buffers):
-            del cond_fun, body_fun, max_steps, buffers
+            del cond_fun, body_fun, buffers
+            subsaveats = jtu.tree_leaves(saveat.subs, is_leaf=is_subsaveat)
+            span = Span(t0, t1, dt0)
+            parameters = Parameters(args, terms, fns, [s.ts for s in subsaveats], span)
+            inner_event = event
+            if event is not None:
+                kwargs = dict(
+                    terms=terms,
+                    solver=solver,
+                    t0=t0,
+                    t1=t1,
+                    dt0=dt0,
+                    saveat=saveat,
+                    stepsize_controller=stepsize_controller,
+                    max_steps=max_steps,
+                )
+                inner_event = hoist_event(event, kwargs, t, y, args)
+            options = dict(
+                event=inner_event, max_steps=max_steps, progress_meter=progress_meter
+            )
             problem = Problem(
-                Parameters(args, terms, fns),
+                parameters,
                 solver,
                 controller,
-                without_fns(saveat),
+                without_parameters(saveat),
                 state,
                 options,
             )
             inputs, static = split(problem)
-            return with_reverse_sweep(ReversibleSweep(self._loop, static), inputs)
+            sweep = ReversibleSweep(
+                self._loop, static, self.checkpoints, rtol, on_inaccurate
+            )
+            final_state, _ = with_reverse_sweep(sweep, inputs)
+            return final_state
 
         final_state, aux_stats = self._loop(
             args=args,
             terms=terms,
             solver=solver,
             stepsize_controller=controller,
+            event=event,
             saveat=saveat,
+            t0=t0,
+            t1=t1,
+            dt0=dt0,
+            max_steps=max_steps,
             init_state=init_state,
+            progress_meter=progress_meter,
             inner_while_loop=ft.partial(while_loop, kind="lax"),
             outer_while_loop=outer_while_loop,
-            **options,
         )
         if controller is not stepsize_controller:
             final_state = eqx.tree_at(
                 lambda s: s.controller_state,
                 final_state,
                 final_state.controller_state.controller_state,
-                is_leaf=lambda x: x is None,
+                is_leaf=is_none,
             )
         return final_state, aux_stats
 
-    @staticmethod
-    def _refuse_save_times(saveat):
-        message = _refuse_time("SaveAt(ts=...)")
 
-        def refuse(subsaveat: SubSaveAt):
-            where = lambda s: s.ts
-            ts = refuse_derivative(subsaveat.ts, message)
-            return eqx.tree_at(where, subsaveat, ts, is_leaf=lambda x: x is None)
+ReversibleAdjoint.__init__.__doc__ = """**Arguments:**
 
-        subs = jtu.tree_map(refuse, saveat.subs, is_leaf=is_subsaveat)
-        return eqx.tree_at(lambda s: s.subs, saveat, subs, is_leaf=lambda x: x is None)
-
-
-ReversibleAdjoint.__init__.__doc__ = """**Arguments:** None"""
+- `checkpoints`: How many states of the solve to keep. The sweep restarts from each of
+    them, so that rounding is amplified only in between. `None`: none.
+- `rtol`: The largest accepted difference between the states that the sweep finds and
+    those that it should have found (the initial state, and the checkpoints), relative
+    to the largest entry of the solution. `None`: the cube root of the machine epsilon
+    of the state, 5e-3 in float32 and 6e-6 in float64.
+- `on_inaccurate`: What to do where the difference is larger: `"raise"` a
+    `RuntimeError` at run time; make the gradient `"nan"`; or `"warn"`. With
+    `diffeqsolve(..., throw=False)` the default is `"nan"`.
+"""

@@ -7,17 +7,14 @@ Two primitives. `reversible_solve` is the function; its jvp rule binds it and
 `reversible_tangent`, which is linear in the tangents. Transposing that is the reverse
 sweep; evaluating it, in forward mode, is `jax.jvp` of the function.
 
-Each `jax.vmap` appends one `_Level` to both: which inputs carry its axis. That is what
+Each `jax.vmap` appends one `Level` to both: which inputs carry its axis. That is what
 ordinary batching forgets. The sweep of a batched function is *one* unbatched loop over
 a vmapped body, in which the cotangent of a parameter is summed over the axes that the
 parameter does not carry: so it never grows those axes, and outer products become matrix
 products.
 """
 
-import dataclasses
 import functools as ft
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import jax
 import jax.core
@@ -25,24 +22,15 @@ import jax.extend.core as jex
 import jax.interpreters.ad as ad
 import jax.interpreters.batching as batching
 import jax.interpreters.mlir as mlir
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .abstract_sweep import AbstractSweep, Batch, Inputs
+from .abstract_sweep import AbstractSweep, Inputs
+from .levels import axes, new_level, to_front, unmapped, vmapped
 from .refuse import refuse_derivative
-
-
-@dataclasses.dataclass(frozen=True)
-class _Level:
-    """One `jax.vmap`."""
-
-    mapped: tuple[bool, ...]
-    size: int
-    name: Hashable
-    spmd_name: Any
+from .transpose import transpose
 
 
 class _Static:
@@ -77,26 +65,9 @@ def _is_float(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _vmapped(fn, levels: Sequence[_Level], in_axes: Callable, out_axes: Callable):
-    for level in levels:
-        fn = jax.vmap(
-            fn,
-            in_axes=in_axes(level),
-            out_axes=out_axes(level),
-            axis_name=level.name,
-            axis_size=level.size,
-            spmd_axis_name=level.spmd_name,
-        )
-    return fn
-
-
-def _axes(flags: Sequence[bool]) -> tuple[int | None, ...]:
-    return tuple(0 if flag else None for flag in flags)
-
-
 def _evaluate(*leaves, static, levels):
-    in_axes = lambda level: _axes(level.mapped)
-    return _vmapped(static.call, levels, in_axes, lambda _: 0)(*leaves)
+    in_axes = lambda level: axes(level.mapped)
+    return vmapped(static.call, levels, in_axes, lambda _: 0)(*leaves)
 
 
 def _outputs_avals(static, levels):
@@ -104,22 +75,6 @@ def _outputs_avals(static, levels):
     return [
         jax.core.ShapedArray(sizes + a.shape, a.dtype) for a in static.outputs_avals
     ]
-
-
-def _new_level(axis_data, mapped: Sequence[bool]) -> _Level:
-    # An unnamed axis has a plain object for a name; ours must not clash with any other.
-    name = axis_data.name if type(axis_data.name) is not object else object()
-    return _Level(tuple(mapped), axis_data.size, name, axis_data.spmd_name)
-
-
-def _unmapped(axis_data, dims) -> bool:
-    """Whether a `jax.vmap` is none of our business: no operand carries its axis, and it
-    has no name by which something inside could refer to it."""
-    return type(axis_data.name) is object and all(dim is None for dim in dims)
-
-
-def _to_front(x, dim):
-    return x if dim is None else jnp.moveaxis(x, dim, 0)
 
 
 #
@@ -141,11 +96,11 @@ def _(*leaves, static, levels):
 
 
 def _solve_batch(axis_data, leaves, dims, *, static, levels):
-    if _unmapped(axis_data, dims):
+    if unmapped(axis_data, dims):
         outputs = reversible_solve.bind(*leaves, static=static, levels=levels)
         return outputs, [None] * len(outputs)
-    leaves = [_to_front(x, dim) for x, dim in zip(leaves, dims)]
-    level = _new_level(axis_data, [dim is not None for dim in dims])
+    leaves = [to_front(x, dim) for x, dim in zip(leaves, dims)]
+    level = new_level(axis_data, [dim is not None for dim in dims])
     outputs = reversible_solve.bind(*leaves, static=static, levels=(*levels, level))
     return outputs, [0] * len(outputs)
 
@@ -226,10 +181,10 @@ def _(*operands, static, levels, perturbed):
 
 def _tangent_batch(axis_data, operands, dims, *, static, levels, perturbed):
     params = dict(static=static, perturbed=perturbed)
-    if _unmapped(axis_data, dims):
+    if unmapped(axis_data, dims):
         outputs = reversible_tangent.bind(*operands, **params, levels=levels)
         return outputs, [None] * len(outputs)
-    operands = [_to_front(x, dim) for x, dim in zip(operands, dims)]
+    operands = [to_front(x, dim) for x, dim in zip(operands, dims)]
     inputs, outputs, tangents = _split(operands, static, perturbed)
     flags, outputs_flags, tangents_flags = _split(
         [dim is not None for dim in dims], static, perturbed
@@ -250,7 +205,7 @@ def _tangent_batch(axis_data, operands, dims, *, static, levels, perturbed):
         *outputs,
         *tangents,
         **params,
-        levels=(*levels, _new_level(axis_data, flags)),
+        levels=(*levels, new_level(axis_data, flags)),
     )
     return tangents_out, [0] * len(tangents_out)
 
@@ -280,95 +235,13 @@ def _tangent_transpose(cotangents, *operands, static, levels, perturbed):
         ad.instantiate_zeros(next(cotangents)) if f else None
         for f in static.outputs_float
     ]
-    result = _sweep(inputs, outputs, instantiated, static, levels, perturbed)
+    result = transpose(inputs, outputs, instantiated, static, levels, perturbed)
     unknown = [ad.is_undefined_primal(t) for t in tangents]
     nones = [None] * (len(operands) - len(perturbed))
     return nones + [ct if u else None for ct, u in zip(result, unknown)]
 
 
 ad.primitive_transposes[reversible_tangent] = _tangent_transpose
-
-
-#
-# The sweep
-#
-
-
-def _sweep(inputs, outputs, cotangents, static, levels, perturbed):
-    """The cotangents of the perturbed inputs."""
-    sweep = static.sweep
-    n, m = len(inputs), len(outputs)
-    num_leaves = static.inputs_tree.num_leaves
-    operands = [*inputs, *outputs, *[ct for ct in cotangents if ct is not None]]
-    parameters = [i for i in static.parameters if i in perturbed]
-
-    def in_axes(level, carried=0):
-        rest = len(operands) - n
-        return (*[0] * carried, *_axes(level.mapped), *[0] * rest)
-
-    def unpack(operands):
-        given = iter(operands[n + m :])
-        cts = [next(given) if f else None for f in static.outputs_float]
-        return (
-            jtu.tree_unflatten(static.inputs_tree, operands[:num_leaves]),
-            jtu.tree_unflatten(static.outputs_tree, operands[n : n + m]),
-            jtu.tree_unflatten(static.outputs_tree, cts),
-        )
-
-    def for_parameters(values):
-        """A pytree like the parameters, with `None` for those not perturbed."""
-        values = dict(zip(parameters, values))
-        leaves = [values.get(i) for i in static.parameters]
-        return jtu.tree_unflatten(static.parameters_tree, leaves)
-
-    summed = [
-        tuple(level.name for level in levels if not level.mapped[i]) for i in parameters
-    ]
-    batch = Batch(tuple(level.name for level in levels), for_parameters(summed))
-
-    carry_tree: Any = None
-
-    def start(*operands):
-        nonlocal carry_tree
-        leaves, carry_tree = jtu.tree_flatten(sweep.start(*unpack(operands)))
-        return leaves
-
-    def step(carry, totals, *operands):
-        carry = jtu.tree_unflatten(carry_tree, carry)
-        totals = for_parameters(totals)
-        carry, totals = sweep.step(*unpack(operands), carry, totals, batch)
-        return jtu.tree_leaves(carry), jtu.tree_leaves(totals)
-
-    def totals_axes(level):
-        return [0 if level.mapped[i] else None for i in parameters]
-
-    carry = _vmapped(start, levels, in_axes, lambda _: 0)(*operands)
-    vmapped_step = _vmapped(
-        step,
-        levels,
-        lambda level: (0, totals_axes(level), *in_axes(level)),
-        lambda level: (0, totals_axes(level)),
-    )
-
-    def active(loop):
-        carry, _ = loop
-        return jnp.any(sweep.active(jtu.tree_unflatten(carry_tree, carry)))
-
-    totals = [jnp.zeros_like(inputs[i]) for i in parameters]
-    carry, totals = lax.while_loop(
-        active, lambda loop: vmapped_step(*loop, *operands), (carry, totals)
-    )
-
-    _, _, all_cotangents = unpack(operands)
-    state = sweep.finish(all_cotangents, jtu.tree_unflatten(carry_tree, carry))
-    found = dict(zip(static.state, jtu.tree_leaves(state)))
-    for i in static.state:
-        # An input that does not carry an axis collects from all elements along it.
-        for axis, level in zip(reversed(range(len(levels))), levels):
-            if not level.mapped[i]:
-                found[i] = jnp.sum(found[i], axis)
-    found |= dict(zip(parameters, totals))
-    return [found[i] for i in perturbed]
 
 
 def with_reverse_sweep(sweep: AbstractSweep, inputs: Inputs) -> PyTree[Array]:

@@ -7,9 +7,9 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from .._compat import ω
+from .._compat import depends, ω
 from .._types import BoolScalarLike, DenseInfo, IntScalarLike, RealScalarLike, Y
 from .abstract_sweep import Batch
 
@@ -31,45 +31,71 @@ class Step(eqx.Module):
     - `number`: from 1.
     - `active`: `False` for an element of a batch that has no steps left; it must add
         nothing. `True`, and not traced, where there is no batch.
+    - `interval`: makes the start and the end of the step of the parameters.
     - `t_previous`: the start of the step before it.
     """
 
     number: IntScalarLike
     active: BoolScalarLike
+    interval: Callable[[PyTree], tuple[RealScalarLike, RealScalarLike]]
     t_previous: RealScalarLike
     t0: RealScalarLike
     t1: RealScalarLike
+    made_jump: BoolScalarLike
+
+
+def pull_back(
+    value: Callable, x: PyTree, parameters: PyTree, cotangent, total, batch: Batch
+):
+    """Adds to `total`, the cotangents of `x` and of the parameters, those that
+    `value(x, parameters)` contributes. The parameters are left alone if `value` does not
+    depend on them."""
+    total_x, total_parameters = total
+    value_of_x = lambda x: eqx.filter(value(x, parameters), eqx.is_inexact_array)
+    value_of_both = lambda x, p: eqx.filter(value(x, p), eqx.is_inexact_array)
+    if depends(lambda p: value_of_both(x, p), parameters):
+        _, vjp = jax.vjp(value_of_both, x, parameters)
+        increment, increment_parameters = vjp(cotangent)
+        total_parameters = batch.accumulate(total_parameters, increment_parameters)
+    else:
+        _, vjp = jax.vjp(value_of_x, x)
+        (increment,) = vjp(cotangent)
+    return (total_x**ω + increment**ω).ω, total_parameters
 
 
 class Saver(eqx.Module):
     """One `SubSaveAt`, and the cotangents of what it saved.
 
+    - `ts`: makes its `ts` of the parameters.
     - `fn`: makes the saved value of `(parameters, t, y)`.
-    - `saves_y`: whether that value is just `y`.
+    - `cotangents`: of its buffers of times and values.
     """
 
-    ts: Float[Array, " times"] | None
+    ts: Callable[[PyTree], Array] | None
     steps: int = eqx.field(static=True)
     fn: Callable = eqx.field(static=True)
-    saves_y: bool = eqx.field(static=True)
-    cotangents: PyTree[Array]
+    cotangents: tuple[Array, PyTree[Array]]
 
     def pull_back_end(
-        self, step: Step, cursor: Cursor, y1: Y, parameters, cotangents, batch: Batch
+        self, step: Step, cursor: Cursor, y1: Y, parameters, total, batch: Batch
     ):
-        """Undoes `SubSaveAt(steps=...)`. `cotangents` are those of `y1` and of the
+        """Undoes `SubSaveAt(steps=...)`. `total` are the cotangents of `y1` and of the
         parameters; returns the new ones and the new cursor."""
         saved = step.active & (step.number % self.steps == 0)
         cursor = Cursor(cursor.saved - jnp.where(saved, 1, 0), cursor.ts_saved)
-        row = self._row(saved, cursor)
-        increments = self._vjp(lambda y: y, step.t1, y1, parameters, row)
-        return self._add(cotangents, increments, batch), cursor
 
-    def has_pending(self, step: Step, cursor: Cursor) -> BoolScalarLike:
+        def value(y, parameters):
+            _, t = step.interval(parameters)
+            return t, self.fn(parameters, t, y)
+
+        row = self._row(saved, cursor)
+        return pull_back(value, y1, parameters, row, total, batch), cursor
+
+    def has_pending(self, step: Step, cursor: Cursor, parameters) -> BoolScalarLike:
         """Whether the last of `ts` that is not undone yet was saved in this step. A
         save at the very start of the solve belongs to its first step."""
         assert self.ts is not None
-        t = self.ts[jnp.maximum(cursor.ts_saved - 1, 0)]
+        t = self.ts(parameters)[jnp.maximum(cursor.ts_saved - 1, 0)]
         within = (t > step.t0) | (step.number == 1)
         return step.active & (cursor.ts_saved > 0) & within
 
@@ -77,64 +103,39 @@ class Saver(eqx.Module):
         self,
         step: Step,
         cursor: Cursor,
-        interpolate: Callable[[DenseInfo, RealScalarLike], Y],
+        interpolate: Callable[[PyTree, DenseInfo, RealScalarLike], Y],
         dense_info: DenseInfo,
         parameters,
-        cotangents,
+        total,
         batch: Batch,
     ):
-        """Undoes `SubSaveAt(ts=...)`. `cotangents` are those of `dense_info` and of the
-        parameters; returns the new ones and the new cursor."""
-
+        """Undoes `SubSaveAt(ts=...)`. `total` are the cotangents of `dense_info` and of
+        the parameters; returns the new ones and the new cursor."""
         ts = self.ts
         assert ts is not None
+        go_on = lambda cursor: batch.any(self.has_pending(step, cursor, parameters))
 
         def body(loop):
-            _, cursor, cotangents = loop
-            pending = self.has_pending(step, cursor)
+            _, cursor, total = loop
+            pending = self.has_pending(step, cursor, parameters)
             one = jnp.where(pending, 1, 0)
             cursor = Cursor(cursor.saved - one, cursor.ts_saved - one)
-            t = jnp.where(pending, ts[cursor.ts_saved], step.t0)
-            increments = self._vjp(
-                lambda dense_info: interpolate(dense_info, t),
-                t,
-                dense_info,
-                parameters,
-                self._row(pending, cursor),
-            )
-            cotangents = self._add(cotangents, increments, batch)
-            return batch.any(self.has_pending(step, cursor)), cursor, cotangents
 
-        loop = (batch.any(self.has_pending(step, cursor)), cursor, cotangents)
-        _, cursor, cotangents = lax.while_loop(lambda loop: loop[0], body, loop)
-        return cotangents, cursor
+            def value(dense_info, parameters):
+                t = jnp.where(pending, ts(parameters)[cursor.ts_saved], step.t0)
+                y = interpolate(parameters, dense_info, t)
+                return t, self.fn(parameters, t, y)
+
+            row = self._row(pending, cursor)
+            total = pull_back(value, dense_info, parameters, row, total, batch)
+            return go_on(cursor), cursor, total
+
+        loop = (go_on(cursor), cursor, total)
+        _, cursor, total = lax.while_loop(lambda loop: loop[0], body, loop)
+        return total, cursor
 
     def _row(self, saved, cursor):
-        """The cotangents of the saved value at the cursor; zeros if nothing was."""
+        """The cotangents of what was saved at the cursor; zeros if nothing was."""
         return jtu.tree_map(
             lambda c: jnp.where(saved, c[cursor.saved], 0), self.cotangents
         )
-
-    def _vjp(self, y_of, t, x, parameters, row):
-        """The cotangents of `x` and of the parameters (`None` if there are none), where
-        `fn(parameters, t, y_of(x))` has been saved."""
-
-        def value(x, parameters):
-            y = y_of(x)
-            y = y if self.saves_y else self.fn(parameters, t, y)
-            return eqx.filter(y, eqx.is_inexact_array)
-
-        if self.saves_y:
-            _, vjp = jax.vjp(lambda x: value(x, None), x)
-            return *vjp(row), None
-        _, vjp = jax.vjp(value, x, parameters)
-        return vjp(row)
-
-    @staticmethod
-    def _add(cotangents, increments, batch):
-        total_x, total_parameters = cotangents
-        x, parameters = increments
-        total_x = (total_x**ω + x**ω).ω
-        if parameters is not None:
-            total_parameters = batch.accumulate(total_parameters, parameters)
-        return total_x, total_parameters

@@ -2,111 +2,43 @@
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import ArrayLike, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-from .._compat import save_y, SaveState, while_loop
-from .._controller import RecordedSteps, step_interval
+from .._compat import depends, save_y
+from .._controller import Steps
 from .._solver import as_reversible
-from .._types import IntScalarLike
+from .._types import IntScalarLike, RealScalarLike
 from .abstract_sweep import AbstractSweep, Batch, Inputs
-from .hoist import is_subsaveat
-from .saves import Cursor, Saver, Step
-
-
-class Parameters(eqx.Module):
-    """What every step depends on and may be differentiated in.
-
-    - `fns`: those of the `SubSaveAt`s.
-    """
-
-    args: PyTree
-    terms: PyTree
-    fns: list[Callable]
-
-
-class Problem(eqx.Module):
-    """The loop of a solve as its adjoint method is handed it.
-
-    - `state`: that of the loop at its start.
-    - `options`: the other arguments of `diffrax.AbstractAdjoint.loop`.
-    """
-
-    parameters: Parameters
-    solver: Any
-    stepsize_controller: Any
-    saveat: Any
-    state: Any
-    options: dict[str, Any]
-
-    @property
-    def subsaveats(self) -> list:
-        return jtu.tree_leaves(self.saveat.subs, is_leaf=is_subsaveat)
-
-
-def _is_none(x) -> bool:
-    return x is None
-
-
-def _save_states(state) -> list[SaveState]:
-    leaves = jtu.tree_leaves(
-        state.save_state, is_leaf=lambda x: isinstance(x, SaveState)
-    )
-    return [x for x in leaves if isinstance(x, SaveState)]
-
-
-def _differentiated(state) -> tuple:
-    """What the loop's state starts with and is differentiated in."""
-    ys = [s.ys for s in _save_states(state)]
-    return state.y, state.solver_state, state.dense_infos, *ys
-
-
-def split(problem: Problem) -> tuple[Inputs, PyTree]:
-    """The arrays of a problem as inputs of the rule, and what is not an array."""
-    state = _differentiated(problem.state)
-    nones = jtu.tree_map(lambda _: None, state, is_leaf=lambda x: x is not state)
-    rest = eqx.tree_at(
-        lambda p: (*_differentiated(p.state), p.parameters),
-        problem,
-        (*nones, None),
-        is_leaf=_is_none,
-    )
-    state, state_rest = eqx.partition(state, eqx.is_inexact_array)
-    parameters, parameters_rest = eqx.partition(
-        problem.parameters, eqx.is_inexact_array
-    )
-    rest, static = eqx.partition((rest, state_rest, parameters_rest), eqx.is_array)
-    return Inputs(state, parameters, lax.stop_gradient(rest)), static
-
-
-def _join(inputs: Inputs, static: PyTree, parameters: PyTree) -> Problem:
-    rest, state_rest, parameters_rest = eqx.combine(inputs.rest, static)
-    state = eqx.combine(inputs.state, state_rest)
-    parameters = eqx.combine(parameters, parameters_rest)
-    return eqx.tree_at(
-        lambda p: (*_differentiated(p.state), p.parameters),
-        rest,
-        (*state, parameters),
-        is_leaf=_is_none,
-    )
+from .accuracy import check, OnInaccurate, reversal_loss
+from .checkpoints import Checkpoints
+from .problem import differentiated, is_none, join, Problem, run, save_states
+from .saves import Cursor, pull_back, Saver, Step
 
 
 class _Walk(eqx.Module):
+    """- `loss`, `t_loss`: the largest loss of the reversal so far, and where it was."""
+
     remaining: IntScalarLike
     cursors: list[Cursor]
     y: PyTree
     solver_state: PyTree
     cotangent_y: PyTree
     cotangent_solver_state: PyTree
+    loss: Array
+    t_loss: RealScalarLike
 
 
-class _LoopDone(Exception):
-    """Leaves `loop` before what follows in it is traced a second time."""
+def _where(pred, x, y):
+    if pred is True:
+        return x
+    if isinstance(y, int):
+        return jtu.tree_map(lambda a: jnp.where(pred, a, y), x)
+    return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), x, y)
 
 
 class ReversibleSweep(AbstractSweep):
@@ -115,6 +47,8 @@ class ReversibleSweep(AbstractSweep):
 
     - `loop`: diffrax's own.
     - `static`: what of the problem is not an array.
+    - `slots`: for checkpoints.
+    - `rtol`, `on_inaccurate`: what loss to accept, and what to do about a larger one.
     """
 
     refusal = (
@@ -125,77 +59,43 @@ class ReversibleSweep(AbstractSweep):
         "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
     )
 
-    def __init__(self, loop: Callable, static: PyTree):
+    def __init__(
+        self,
+        loop: Callable,
+        static: PyTree,
+        slots: int | None,
+        rtol: float,
+        on_inaccurate: OnInaccurate,
+    ):
         self.loop = loop
         self.static = static
+        self.slots = slots
+        self.rtol = rtol
+        self.on_inaccurate: OnInaccurate = on_inaccurate
 
     def evaluate(self, inputs: Inputs) -> PyTree:
-        problem = _join(inputs, self.static, inputs.parameters)
-        parameters, controller = problem.parameters, problem.stepsize_controller
-        fns = iter(parameters.fns)
-
-        def restore(subsaveat):
-            # What is saved at `t0` is in the buffers already.
-            where = lambda s: (s.t0, s.fn)
-            return eqx.tree_at(where, subsaveat, (False, next(fns)), is_leaf=_is_none)
-
-        subs = jtu.tree_map(restore, problem.saveat.subs, is_leaf=is_subsaveat)
-        saveat = eqx.tree_at(lambda s: s.subs, problem.saveat, subs, is_leaf=_is_none)
-        done = []
-
-        def outer_while_loop(cond_fun, body_fun, init_state, *, max_steps, buffers):
-            del init_state
-            state = jtu.tree_map(jnp.asarray, problem.state)
-
-            def with_record(state):
-                if not isinstance(controller, RecordedSteps):
-                    return buffers(state)
-                return [*buffers(state), state.controller_state.record.intervals]
-
-            done.append(
-                while_loop(
-                    cond_fun,
-                    body_fun,
-                    state,
-                    max_steps=max_steps,
-                    buffers=with_record,
-                    kind="lax",
-                )
-            )
-            raise _LoopDone
-
-        try:
-            self.loop(
-                args=parameters.args,
-                terms=parameters.terms,
-                solver=problem.solver,
-                stepsize_controller=controller,
-                saveat=saveat,
-                init_state=problem.state,
-                inner_while_loop=ft.partial(while_loop, kind="lax"),
-                outer_while_loop=outer_while_loop,
-                **problem.options,
-            )
-        except _LoopDone:
-            pass
-        return jtu.tree_map(jnp.asarray, done[0])
+        problem = join(inputs, self.static)
+        checkpoints = None
+        if self.slots is not None:
+            state = (problem.state.y, problem.state.solver_state)
+            checkpoints = Checkpoints.empty(self.slots, state)
+        return run(self.loop, problem, checkpoints)
 
     def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> _Walk:
-        problem = _join(inputs, self.static, inputs.parameters)
-        cursors = [
-            Cursor(s.save_index, s.saveat_ts_index) for s in _save_states(outputs)
-        ]
+        problem = join(inputs, self.static)
+        final, _ = outputs
+        cotangent, _ = cotangents
+        cursors = [Cursor(s.save_index, s.saveat_ts_index) for s in save_states(final)]
         return _Walk(
-            outputs.num_accepted_steps,
+            final.num_accepted_steps,
             cursors,
             *as_reversible(problem.solver).depart(
-                problem.parameters.terms,
-                outputs.tprev,
-                outputs.y,
-                outputs.solver_state,
+                problem.parameters.terms, final.tprev, final.y, final.solver_state
             ),
-            cotangents.y,
-            cotangents.solver_state,
+            cotangent.y,
+            cotangent.solver_state,
+            jnp.zeros((), jnp.finfo(jnp.result_type(*jtu.tree_leaves(final.y))).dtype),
+            final.tprev,
         )
 
     def active(self, carry: _Walk) -> Bool[ArrayLike, "..."]:
@@ -210,39 +110,33 @@ class ReversibleSweep(AbstractSweep):
         cotangent_parameters: PyTree,
         batch: Batch,
     ) -> tuple[_Walk, PyTree]:
+        problem = join(inputs, self.static)
+        solver = as_reversible(problem.solver)
         mask = lambda total, x: None if total is None else x
         parameters = jtu.tree_map(
-            mask, cotangent_parameters, inputs.parameters, is_leaf=_is_none
+            mask, cotangent_parameters, inputs.parameters, is_leaf=is_none
         )
-        problem = _join(inputs, self.static, inputs.parameters)
         rebuild = lambda parameters: eqx.combine(parameters, problem.parameters)
-        solver = as_reversible(problem.solver)
-
-        def rebuild_terms(parameters):
-            parameters = rebuild(parameters)
-            return parameters.terms, parameters.args
-
-        step = self._current_step(problem, outputs, carry, batch)
-        y, solver_state = solver.arrive(
-            rebuild_terms, parameters, step.t1, carry.y, carry.solver_state
-        )
-        cotangent_y, cotangent_solver_state = self._where(
-            step.active, (carry.cotangent_y, carry.cotangent_solver_state), 0
-        )
-        savers = [
-            Saver(
-                subsaveat.ts,
-                subsaveat.steps,
-                lambda p, t, y, i=i: rebuild(p).fns[i](t, y, rebuild(p).args),
-                problem.parameters.fns[i] is save_y,
-                save_state.ys,
-            )
-            for i, (subsaveat, save_state) in enumerate(
-                zip(problem.subsaveats, _save_states(cotangents))
-            )
-        ]
+        final, checkpoints = outputs
+        cotangent, _ = cotangents
+        step = self._current_step(problem, rebuild, final, carry, batch, parameters)
+        last = step.active & (step.number == final.num_accepted_steps)
+        savers = self._savers(problem, rebuild, cotangent)
         cursors = list(carry.cursors)
 
+        def rebuild_step(parameters):
+            t0, t1 = step.interval(parameters)
+            parameters = rebuild(parameters)
+            return parameters.terms, parameters.args, t0, t1
+
+        y, solver_state = solver.arrive(
+            rebuild_step, parameters, carry.y, carry.solver_state
+        )
+
+        # What the end of the step was used for.
+        cotangent_y, cotangent_solver_state = _where(
+            step.active, (carry.cotangent_y, carry.cotangent_solver_state), 0
+        )
         total = (cotangent_y, cotangent_parameters)
         for i, saver in enumerate(savers):
             if saver.steps != 0:
@@ -250,98 +144,215 @@ class ReversibleSweep(AbstractSweep):
                     step, cursors[i], y, parameters, total, batch
                 )
         cotangent_y, cotangent_parameters = total
+        cotangent_parameters = self._pull_back_times(
+            step, last, cotangent, parameters, cotangent_parameters, batch
+        )
 
-        ts_state, made_jump = (step.t_previous,), False
-
+        # What its inside was used for.
         def backward_step():
             args, terms = problem.parameters.args, problem.parameters.terms
             _, dense_info, _, _ = solver.backward_step(
-                terms, step.t0, step.t1, y, args, ts_state, solver_state, made_jump
+                terms,
+                step.t0,
+                step.t1,
+                y,
+                args,
+                (step.t_previous,),
+                solver_state,
+                step.made_jump,
             )
             return dense_info
 
         cotangent_dense_info = None
         with_ts = [i for i, saver in enumerate(savers) if saver.ts is not None]
-        if problem.saveat.dense or len(with_ts) > 0:
+        has_event = problem.options["event"] is not None
+        if problem.saveat.dense or has_event or len(with_ts) > 0:
             dense_info = jtu.tree_map(
                 lambda x: jnp.zeros(x.shape, x.dtype),
                 eqx.filter_eval_shape(backward_step),
             )
             cotangent_dense_info = dense_info
             if problem.saveat.dense:
-                cotangent_dense_info = self._where(
-                    step.active,
-                    jtu.tree_map(lambda x: x[step.number - 1], cotangents.dense_infos),
-                    0,
+                row = jtu.tree_map(lambda x: x[step.number - 1], cotangent.dense_infos)
+                cotangent_dense_info = _where(step.active, row, 0)
+            if has_event:
+                cotangent_dense_info = jtu.tree_map(
+                    lambda total, x: total + jnp.where(last, x, 0),
+                    cotangent_dense_info,
+                    cotangent.event_dense_info,
                 )
-            if not all(savers[i].saves_y for i in with_ts):
-                # Where the saved value is not linear in the interpolated one, that must
-                # be known: at the cost of one more `backward_step`.
-                pending = [savers[i].has_pending(step, cursors[i]) for i in with_ts]
+            total = (cotangent_dense_info, cotangent_parameters)
+            if len(with_ts) > 0 and not self._is_linear(
+                problem, rebuild, savers, parameters
+            ):
+                # What is saved is not linear in `dense_info`, so that this must be
+                # known: at the cost of one more `backward_step`.
+                pending = [
+                    savers[i].has_pending(step, cursors[i], parameters) for i in with_ts
+                ]
                 dense_info = lax.cond(
                     batch.any(ft.reduce(jnp.logical_or, pending)),
                     backward_step,
                     lambda: dense_info,
                 )
 
-            def interpolate(dense_info, t):
+            def interpolate(parameters, dense_info, t):
+                t0, t1 = step.interval(parameters)
                 interpolation = problem.solver.interpolation_cls(
-                    t0=step.t0, t1=step.t1, **dense_info
+                    t0=t0, t1=t1, **dense_info
                 )
                 return interpolation.evaluate(t)
 
-            total = (cotangent_dense_info, cotangent_parameters)
             for i in with_ts:
                 total, cursors[i] = savers[i].pull_back_ts(
                     step, cursors[i], interpolate, dense_info, parameters, total, batch
                 )
             cotangent_dense_info, cotangent_parameters = total
 
-        *new, cotangent_parameters = solver.pull_back_step(
-            rebuild_terms,
-            parameters,
-            step.t0,
-            step.t1,
+        # The step itself.
+        y, solver_state, cotangent_y, cotangent_solver_state, cotangent_parameters = (
+            solver.pull_back_step(
+                rebuild_step,
+                parameters,
+                y,
+                (step.t_previous,),
+                solver_state,
+                step.made_jump,
+                cotangent_y,
+                cotangent_solver_state,
+                cotangent_dense_info,
+                batch.accumulate,
+                cotangent_parameters,
+            )
+        )
+        loss, t_loss = carry.loss, carry.t_loss
+        if checkpoints is not None:
+            found, known = checkpoints.find(step.number - 1)
+
+            def restart():
+                y0 = self._arrived(problem, step.t0, y, solver_state)
+                terms = problem.parameters.terms
+                departure = solver.depart(terms, step.t0, *known)
+                return departure, reversal_loss(y0, known[0], final.y)
+
+            (y, solver_state), new_loss = lax.cond(
+                batch.any(found),
+                lambda: _where(found, restart(), ((y, solver_state), 0 * loss)),
+                lambda: ((y, solver_state), 0 * loss),
+            )
+            t_loss = jnp.where(new_loss > loss, step.t0, t_loss)
+            loss = jnp.where(new_loss > loss, new_loss, loss)
+        new = _Walk(
+            carry.remaining - 1,
+            cursors,
             y,
-            ts_state,
             solver_state,
-            made_jump,
             cotangent_y,
             cotangent_solver_state,
-            cotangent_dense_info,
-            batch.accumulate,
-            cotangent_parameters,
+            loss,
+            t_loss,
         )
-        new = _Walk(carry.remaining - 1, cursors, *new)
-        return self._where(step.active, new, carry), cotangent_parameters
+        return _where(step.active, new, carry), cotangent_parameters
 
-    def finish(self, cotangents: PyTree, carry: _Walk) -> PyTree:
-        _, _, *buffers = _differentiated(cotangents)
-        return carry.cotangent_y, carry.cotangent_solver_state, *buffers
+    def finish(
+        self, inputs: Inputs, outputs: PyTree, cotangents: PyTree, carry: _Walk
+    ) -> tuple[PyTree, Bool[Array, ""]]:
+        final, _ = outputs
+        known, *_ = inputs.state
+        problem = join(inputs, self.static)
+        t0 = problem.parameters.span.t0
+        y0 = self._arrived(problem, t0, carry.y, carry.solver_state)
+        loss = reversal_loss(y0, known, final.y)
+        worse = ~(loss <= carry.loss)
+        t_loss = jnp.where(worse, t0, carry.t_loss)
+        loss = jnp.where(worse, loss, carry.loss)
+        trusted = check(loss, t_loss, self.rtol, self.on_inaccurate)
+        _, _, *buffers = differentiated(cotangents[0])
+        state = (carry.cotangent_y, carry.cotangent_solver_state, *buffers)
+        return state, trusted
 
     @staticmethod
-    def _current_step(problem, outputs, carry, batch) -> Step:
+    def _arrived(problem, t, y, solver_state):
+        """The solution at `t`, from what the walk carries there."""
+        terms, args = problem.parameters.terms, problem.parameters.args
+        rebuild = lambda _: (terms, args, t, t)
+        y, _ = as_reversible(problem.solver).arrive(rebuild, None, y, solver_state)
+        return y
+
+    @staticmethod
+    def _current_step(problem, rebuild, final, carry, batch, parameters) -> Step:
         # Outside a batch the loop ends when there is nothing left to walk.
         active = True if len(batch.names) == 0 else carry.remaining > 0
         number = carry.remaining if active is True else jnp.maximum(carry.remaining, 1)
-        interval = lambda index: step_interval(
+        steps = Steps(
             problem.stepsize_controller,
-            outputs.controller_state,
-            index,
-            outputs.num_accepted_steps,
-            problem.options["t0"],
-            outputs.tprev,
-            problem.options["dt0"],
+            final.controller_state,
+            final.num_accepted_steps,
+            final.tprev,
+            problem.state.made_jump,
         )
-        t0, t1 = interval(number - 1)
-        t_previous, _ = interval(jnp.maximum(number - 2, 0))
-        # A step of length zero is safe to evaluate, whatever the vector field.
-        return Step(number, active, t_previous, t0, jnp.where(active, t1, t0))
+
+        def interval(parameters):
+            span = rebuild(parameters).span
+            t0, t1 = steps.interval(number - 1, span)
+            if active is True:
+                return t0, t1
+            # A step of length zero is safe to evaluate, whatever the vector field.
+            return jnp.where(active, t0, span.t0), jnp.where(active, t1, span.t0)
+
+        t_previous, _ = steps.interval(
+            jnp.maximum(number - 2, 0), rebuild(parameters).span
+        )
+        made_jump = steps.made_jump(number - 1)
+        return Step(
+            number, active, interval, t_previous, *interval(parameters), made_jump
+        )
 
     @staticmethod
-    def _where(active, x, y):
-        if active is True:
-            return x
-        if isinstance(y, int):
-            return jtu.tree_map(lambda a: jnp.where(active, a, y), x)
-        return jtu.tree_map(lambda a, b: jnp.where(active, a, b), x, y)
+    def _savers(problem: Problem, rebuild, cotangent) -> list[Saver]:
+        def saver(i, subsaveat, buffers):
+            ts = None
+            if problem.parameters.ts[i] is not None:
+                ts = lambda parameters: rebuild(parameters).ts[i]
+
+            def fn(parameters, t, y):
+                parameters = rebuild(parameters)
+                return parameters.fns[i](t, y, parameters.args)
+
+            return Saver(ts, subsaveat.steps, fn, (buffers.ts, buffers.ys))
+
+        return [
+            saver(i, subsaveat, buffers)
+            for i, (subsaveat, buffers) in enumerate(
+                zip(problem.subsaveats, save_states(cotangent))
+            )
+        ]
+
+    @staticmethod
+    def _is_linear(problem, rebuild, savers, parameters) -> bool:
+        """Whether all that is interpolated is linear in `dense_info`."""
+        with_ts = [i for i, saver in enumerate(savers) if saver.ts is not None]
+        times = lambda p: (rebuild(p).span, [rebuild(p).ts[i] for i in with_ts])
+        return all(
+            problem.parameters.fns[i] is save_y for i in with_ts
+        ) and not depends(times, parameters)
+
+    @staticmethod
+    def _pull_back_times(step, last, cotangent, parameters, total, batch):
+        """The times that the loop hands out: of its end, of dense output, of an event."""
+        event = cotangent.event_tprev is not None
+
+        def value(_, parameters):
+            t0, t1 = step.interval(parameters)
+            return (t1, t1, t0, t1) if event else (t1, t1)
+
+        dense = 0.0 if cotangent.dense_ts is None else cotangent.dense_ts[step.number]
+        row = [jnp.where(last, cotangent.tprev, 0), jnp.where(step.active, dense, 0)]
+        if event:
+            row += [
+                jnp.where(last, cotangent.event_tprev, 0),
+                jnp.where(last, cotangent.event_tnext, 0),
+            ]
+        row = tuple(jnp.asarray(x, jnp.result_type(step.t0)) for x in row)
+        _, total = pull_back(value, (), parameters, row, ((), total), batch)
+        return total

@@ -1,8 +1,15 @@
 from .intervals import (
     knows_its_steps as knows_its_steps,
-    step_interval as step_interval,
+    Span as Span,
+    Steps as Steps,
+)
+from .moving import (
+    follow as follow,
+    moving_node as moving_node,
+    MovingSteps as MovingSteps,
 )
 from .recorded import (
+    may_jump as may_jump,
     RecordedState as RecordedState,
     RecordedSteps as RecordedSteps,
     StepRecord as StepRecord,

@@ -5,8 +5,14 @@ from typing import Any, cast
 
 import equinox as eqx
 import jax.numpy as jnp
-from diffrax import AbstractStepSizeController, AbstractTerm, RESULTS
-from jaxtyping import Array, Float, PyTree
+import jax.tree_util as jtu
+from diffrax import (
+    AbstractStepSizeController,
+    AbstractTerm,
+    ClipStepSizeController,
+    RESULTS,
+)
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._compat import buffer_at_set, MaybeBuffer
 from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, VF, Y
@@ -20,11 +26,14 @@ class StepRecord(eqx.Module):
         are `inf`. In the direction of the solve: a step ends before it starts if
         `t1 < t0`.
     - `count`: the number of accepted steps.
+    - `made_jump`: whether the vector field jumped just before each step. A boolean array
+        of shape `(capacity,)`; `None` if the controller does not step over jumps.
     """
 
     # One array rather than two: each step then writes just once.
     intervals: MaybeBuffer[Float[Array, "capacity 2"]]
     count: IntScalarLike
+    made_jump: MaybeBuffer[Bool[Array, " capacity"]] | None
 
     @property
     def t0s(self) -> Float[Array, " capacity"]:
@@ -42,10 +51,20 @@ class RecordedState(eqx.Module):
 
     - `controller_state`: the state of the wrapped controller.
     - `record`: a [`diffrax_reversible.StepRecord`][].
+    - `made_jump`: whether the vector field jumped just before the step that is next to
+        be made; `None` if the controller does not step over jumps.
     """
 
     controller_state: PyTree
     record: StepRecord
+    made_jump: BoolScalarLike | None
+
+
+def may_jump(controller: AbstractStepSizeController) -> bool:
+    """Whether `controller` steps over jumps of the vector field."""
+    is_clip = lambda x: isinstance(x, ClipStepSizeController)
+    clips = [x for x in jtu.tree_leaves(controller, is_leaf=is_clip) if is_clip(x)]
+    return any(clip.jump_ts is not None or may_jump(clip.controller) for clip in clips)
 
 
 class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
@@ -76,6 +95,8 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
 
     controller: AbstractStepSizeController
     capacity: int = eqx.field(static=True)
+    # Whether `controller` steps over jumps of the vector field.
+    jumps: bool = eqx.field(static=True)
     # Makes the times of the record those of the user, who may integrate backwards.
     _direction: IntScalarLike
     # Not needed where room for `max_steps` is made.
@@ -95,6 +116,7 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
             )
         self.controller = controller
         self.capacity = capacity
+        self.jumps = may_jump(controller)
         self._direction = 1
         self._check_capacity = _check_capacity
 
@@ -108,7 +130,10 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
     def start(self, controller_state: PyTree, dtype: Any) -> RecordedState:
         """An empty record beside a state of the wrapped controller."""
         intervals = jnp.full((self.capacity, 2), jnp.inf, dtype)
-        return RecordedState(controller_state, StepRecord(intervals, jnp.array(0)))
+        made_jump = jnp.zeros(self.capacity, bool) if self.jumps else None
+        record = StepRecord(intervals, jnp.array(0), made_jump)
+        pending = jnp.array(False) if self.jumps else None
+        return RecordedState(controller_state, record, pending)
 
     def init(
         self,
@@ -165,14 +190,18 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
                 "More steps were accepted than `RecordedSteps(capacity="
                 f"{self.capacity})` has room for. Pass a larger `capacity`.",
             )
-        intervals: Any = buffer_at_set(
-            record.intervals,
-            count,
-            jnp.stack([t0, t1]) * self._direction,
-            pred=cast(Any, keep_step),
-        )
-        record = StepRecord(intervals, count + jnp.where(keep_step, 1, 0))
-        state = RecordedState(inner, record)
+        pred = cast(Any, keep_step)
+        interval = jnp.stack([t0, t1]) * self._direction
+        intervals: Any = buffer_at_set(record.intervals, count, interval, pred=pred)
+        if self.jumps:
+            before: Any = controller_state.made_jump
+            flags: Any = record.made_jump
+            jumped: Any = buffer_at_set(flags, count, before, pred=pred)
+            after = jnp.where(keep_step, made_jump, before)
+        else:
+            jumped = after = None
+        record = StepRecord(intervals, count + jnp.where(keep_step, 1, 0), jumped)
+        state = RecordedState(inner, record, after)
         return keep_step, tprev, tnext, made_jump, state, result
 
 

@@ -26,9 +26,16 @@ class ReplayedSteps(AbstractStepSizeController[IntScalarLike, None]):
 
     record: StepRecord
 
+    @property
+    def jumps(self) -> bool:
+        """Whether the recorded solve stepped over jumps of the vector field."""
+        return self.record.made_jump is not None
+
     def wrap(self, direction: IntScalarLike) -> "ReplayedSteps":
         record = self.record
-        return ReplayedSteps(StepRecord(record.intervals * direction, record.count))
+        return ReplayedSteps(
+            StepRecord(record.intervals * direction, record.count, record.made_jump)
+        )
 
     def init(
         self,
@@ -77,7 +84,10 @@ class ReplayedSteps(AbstractStepSizeController[IntScalarLike, None]):
         index = jnp.where(done, 0, controller_state)
         tprev = jnp.where(done, t1, record.t0s[index])
         tnext = jnp.where(done, t1, record.t1s[index])
-        return True, tprev, tnext, False, controller_state + 1, RESULTS.successful
+        made_jump = False
+        if record.made_jump is not None:
+            made_jump = jnp.where(done, False, record.made_jump[index])
+        return True, tprev, tnext, made_jump, controller_state + 1, RESULTS.successful
 
 
 ReplayedSteps.__init__.__doc__ = """**Arguments:**

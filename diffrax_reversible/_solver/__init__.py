@@ -1,13 +1,19 @@
-from .alf import (
-    AbstractALFComposition as AbstractALFComposition,
+from .alf import AbstractALFComposition as AbstractALFComposition
+from .alf_solvers import (
     ALFComposition as ALFComposition,
     ReversibleALF2 as ReversibleALF2,
     ReversibleALF4 as ReversibleALF4,
+    ReversibleALF6 as ReversibleALF6,
+    ReversibleALF8 as ReversibleALF8,
     ReversibleYoshida4 as ReversibleYoshida4,
+    ReversibleYoshida6 as ReversibleYoshida6,
+    ReversibleYoshida8 as ReversibleYoshida8,
 )
 from .base import AbstractReversibleSolver as AbstractReversibleSolver
 from .coupling import Reversible as Reversible
 from .ees import EES25 as EES25, EES27 as EES27
+from .grid import propose_grid as propose_grid
+from .mali import ALF as ALF
 from .registry import as_reversible as as_reversible
 from .sde import refuse_sde as refuse_sde
 from .symplectic_composition import SymplecticComposition as SymplecticComposition

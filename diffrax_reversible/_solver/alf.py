@@ -1,14 +1,14 @@
-"""The asynchronous leapfrog method and its compositions."""
+"""The asynchronous leapfrog method and its compositions: their lines and their step."""
 
+import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from diffrax import (
-    AbstractStratonovichSolver,
     AbstractTerm,
     ThirdOrderHermitePolynomialInterpolation,
 )
@@ -16,33 +16,42 @@ from jaxtyping import Array, PyTree
 
 from .._compat import ω
 from .._types import Args, RealScalarLike, VF, Y
+from .alf_interpolation import StageInterpolation
+from .alf_jump import Jump
 from .base import AbstractReversibleSolver
-from .composition import ALF2, ALF4, Composition, YOSHIDA4
+from .composition import Composition
+from .damping import Relax, relaxation
+from .grid import check_grid, check_range, OnGrid, snap
 from .update import AbstractShift, AbstractUpdate, State
 
 
-class _Substep(eqx.Module):
+class Substep(eqx.Module):
     """`drift`: the share of the control that moves `z`; `t`: the time at which the
-    vector field is evaluated after it; `weights`: of that value in the sums."""
+    vector field is evaluated after it; `weights`: of that value in each of the sums."""
 
     drift: PyTree
     t: Array
-    weights: PyTree
+    weights: Array | None
 
 
-class _Drift(AbstractShift):
+class Drift(AbstractShift):
+    grid: float | None = eqx.field(default=None, static=True)
+
     def write(self, terms, state, substep):
         z, v = state.y, state.solver_state
-        z = (z**ω + terms.prod(v, substep.drift) ** ω).ω
+        z = (z**ω + snap(terms.prod(v, substep.drift), self.grid) ** ω).ω
+        z, v = check_range((z, v), self.grid)
         return State(z, v, state.sums)
 
     def unwrite(self, terms, state, substep):
         z, v = state.y, state.solver_state
-        z = (z**ω - terms.prod(v, substep.drift) ** ω).ω
+        z = (z**ω - snap(terms.prod(v, substep.drift), self.grid) ** ω).ω
         return State(z, v, state.sums)
 
 
-class _Reflect(AbstractUpdate):
+class Reflect(AbstractUpdate):
+    grid: float | None = eqx.field(default=None, static=True)
+
     def read(self, state):
         return state.y
 
@@ -50,14 +59,30 @@ class _Reflect(AbstractUpdate):
         return terms.vf(substep.t, point, args)
 
     def write(self, state, k, substep):
-        v = (2 * k**ω - state.solver_state**ω).ω
-        sums = [(s**ω + w * k**ω).ω for s, w in zip(state.sums, substep.weights)]
-        return State(state.y, v, sums)
+        v = (2 * snap(k, self.grid) ** ω - state.solver_state**ω).ω
+        return State(state.y, v, add_weighted(state.sums, substep.weights, k))
 
     def unwrite(self, state, k, substep):
-        v = (2 * k**ω - state.solver_state**ω).ω
-        sums = [(s**ω - w * k**ω).ω for s, w in zip(state.sums, substep.weights)]
-        return State(state.y, v, sums)
+        v = (2 * snap(k, self.grid) ** ω - state.solver_state**ω).ω
+        return State(state.y, v, add_weighted(state.sums, -substep.weights, k))
+
+
+def add_weighted(sums: list[PyTree], weights: Array, k: PyTree) -> list[PyTree]:
+    """Adds the multiples of a stage value to the sums; to none, if there are none."""
+    return [
+        jtu.tree_map(lambda s, k: s + weights[i].astype(k.real.dtype) * k, total, k)
+        for i, total in enumerate(sums)
+    ]
+
+
+def shares(control: PyTree, parts: np.ndarray) -> PyTree:
+    """The parts of a control, stacked along a leading axis."""
+    return jtu.tree_map(
+        lambda c: jnp.tensordot(parts.astype(jnp.result_type(c)), c, axes=0), control
+    )
+
+
+Interpolation = Literal["stages", "hermite"]
 
 
 class AbstractALFComposition(AbstractReversibleSolver):
@@ -75,16 +100,68 @@ class AbstractALFComposition(AbstractReversibleSolver):
     """
 
     composition: eqx.AbstractVar[Composition]
+    damping: float = eqx.field(default=0.0, static=True)
+    grid: float | None = eqx.field(default=None, static=True)
+    interpolation: Interpolation | None = eqx.field(default=None, static=True)
 
     term_structure: ClassVar = AbstractTerm
-    interpolation_cls: ClassVar[
-        Callable[..., ThirdOrderHermitePolynomialInterpolation]
-    ] = ThirdOrderHermitePolynomialInterpolation
+
+    def __check_init__(self):
+        name = type(self).__name__
+        if not 0 <= self.damping < math.inf:
+            raise ValueError(
+                f"`{name}(damping={self.damping!r})` must be zero or a positive rate, "
+                "in units of one over time."
+            )
+        if self.grid is not None:
+            check_grid(name, self.grid)
+            if self.damping > 0:
+                raise ValueError(
+                    f"`{name}(damping=..., grid=...)`: damping merges points of a grid, "
+                    "and cannot be undone bit for bit. Use one of the two."
+                )
+        known = (None, "stages", "hermite")
+        if self.interpolation not in known:
+            raise ValueError(
+                f"`{name}(interpolation={self.interpolation!r})` must be "
+                f"one of {known}."
+            )
+        if self.interpolation == "stages" and self.composition.interpolant is None:
+            raise ValueError(
+                f"`{name}(interpolation='stages')` needs a composition "
+                "with an interpolant made of its stage values, and this one has none. "
+                "Use `interpolation='hermite'`."
+            )
+
+    @property
+    def _by_stages(self) -> bool:
+        has_interpolant = self.composition.interpolant is not None
+        return has_interpolant and self.interpolation in (None, "stages")
+
+    @property
+    def _weights(self) -> np.ndarray:
+        """One row for each sum of stage values: first the interpolant's, then the error
+        estimate's."""
+        rows = self.composition.interpolant if self._by_stages else None
+        e = self.composition.error_weights
+        rows = np.array([*(() if rows is None else rows), *(() if e is None else (e,))])
+        if e is not None:
+            rows[-1] *= self.composition.error_scale
+        return rows.reshape(-1, len(self.composition.fractions))
+
+    @property
+    def interpolation_cls(self) -> Callable:  # pyright: ignore
+        if self._by_stages:
+            return StageInterpolation
+        return ThirdOrderHermitePolynomialInterpolation
 
     def order(self, terms: PyTree[AbstractTerm]) -> int:
+        del terms
         return self.composition.order
 
     def error_order(self, terms: PyTree[AbstractTerm]) -> int | None:
+        if self.composition.error_order is None:
+            return self.order(terms)
         return self.composition.error_order
 
     def init(
@@ -96,9 +173,18 @@ class AbstractALFComposition(AbstractReversibleSolver):
         args: Args,
     ) -> VF:
         del t1
-        return terms.vf(t0, y0, args)
+        return snap(terms.vf(t0, y0, args), self.grid)
 
     def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
+        if self.composition.error_weights is None:
+            # Only the choice of a first step asks for this.
+            raise ValueError(
+                f"`dt0=None` needs an error estimate, and `{type(self).__name__}` has "
+                "none here. Give the steps, for example with "
+                "`stepsize_controller=ConstantStepSize()` and `dt0=...`; or use a "
+                "solver with an estimate (for `ALFComposition`, give "
+                "`error_weights=..., error_order=...`)."
+            )
         return terms.vf(t0, y0, args)
 
     def updates(self, terms, t0, t1):
@@ -106,64 +192,47 @@ class AbstractALFComposition(AbstractReversibleSolver):
         drifts = (np.append(g, 0.0) + np.append(0.0, g)) / 2
         middles = np.cumsum(g) - g / 2
         control = terms.contr(t0, t1)
-
-        def share(part):
-            return jtu.tree_map(
-                lambda c: jnp.tensordot(part.astype(jnp.result_type(c)), c, axes=0),
-                control,
-            )
-
         h = t1 - t0
-        t = t0 + jnp.asarray(middles, jnp.result_type(h)) * h
-        weights = self.composition.error_weights
-        weights = () if weights is None else (jnp.asarray(weights, t.dtype),)
-        return [
-            ((_Drift(), _Reflect()), _Substep(share(drifts[:-1]), t, weights)),
-            ((_Drift(),), _Substep(share(drifts[-1:]), t[-1:], ())),
+        t = jnp.asarray(t0 + jnp.asarray(middles, jnp.result_type(h)) * h)
+        weights = jnp.asarray(self._weights.T)
+        drift, reflect = Drift(self.grid), Reflect(self.grid)
+        updates = [
+            ((drift, reflect), Substep(shares(control, drifts[:-1]), t, weights)),
+            ((drift,), Substep(shares(control, drifts[-1:]), t[-1:], None)),
         ]
+        if self.grid is not None:
+            updates = [((OnGrid(self.grid),), t[:1]), *updates]
+        if self.damping > 0:
+            relax = Relax(type(self).__name__)
+            updates = [*updates, ((relax,), relaxation(self.damping, t0, t1))]
+        return updates
+
+    def jump(self):
+        return Jump(self.grid)
 
     def zero_sums(self, y, solver_state):
-        if self.composition.error_weights is None:
-            return []
-        return [jtu.tree_map(jnp.zeros_like, solver_state)]
+        del y
+        zeros = jtu.tree_map(jnp.zeros_like, solver_state)
+        return [zeros for _ in self._weights]
 
     def error(self, terms, t0, t1, state0, state1):
+        del state0
         if self.composition.error_weights is None:
             return None
-        return terms.prod(state1.sums[0], terms.contr(t0, t1))
+        return terms.prod(state1.sums[-1], terms.contr(t0, t1))
 
     def dense_info_start(self, terms, t0, t1, state0):
+        y0 = snap(state0.y, self.grid)
+        if self._by_stages:
+            return dict(y0=y0)
         k0 = terms.prod(state0.solver_state, terms.contr(t0, t1))
-        return dict(y0=state0.y, k0=k0)
+        return dict(y0=y0, k0=k0)
 
     def dense_info_end(self, terms, t0, t1, state1):
-        k1 = terms.prod(state1.solver_state, terms.contr(t0, t1))
-        return dict(y1=state1.y, k1=k1)
-
-
-class ReversibleALF2(AbstractALFComposition, AbstractStratonovichSolver):
-    composition: ClassVar[Composition] = ALF2
-
-    def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
-        return 0.5
-
-
-class ReversibleALF4(AbstractALFComposition):
-    composition: ClassVar[Composition] = ALF4
-
-
-class ReversibleYoshida4(AbstractALFComposition):
-    composition: ClassVar[Composition] = YOSHIDA4
-
-
-class ALFComposition(AbstractALFComposition):
-    composition: Composition = eqx.field(static=True)
-
-    def __init__(self, fractions, order, error_weights=None, error_order=None):
-        self.composition = Composition(
-            order=order,
-            fractions=tuple(fractions),
-            error_weights=None if error_weights is None else tuple(error_weights),
-            error_order=error_order,
-            source="",
-        )
+        control = terms.contr(t0, t1)
+        if not self._by_stages:
+            return dict(y1=state1.y, k1=terms.prod(state1.solver_state, control))
+        assert self.composition.interpolant is not None
+        rows = len(self.composition.interpolant)
+        coefficients = tuple(terms.prod(s, control) for s in state1.sums[:rows])
+        return dict(y1=state1.y, coefficients=coefficients)

@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 import jax
 import jax.lax as lax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import AbstractAdaptiveSolver, AbstractTerm, RESULTS
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from .._compat import depends, ω
+from .._compat import depends, prevbefore, ω
 from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScalarLike, Y
-from .update import apply, Line, pull_back, State, Substep, undo
+from .update import AbstractUpdate, apply, Line, pull_back, State, Substep, undo
 
 
-def refuse_jump(made_jump: BoolScalarLike) -> None:
-    if made_jump is not False:
-        raise NotImplementedError(
-            "Reversible solvers do not support jumps in the vector field: "
-            "`ClipStepSizeController(jump_ts=...)` and "
-            "`diffeqsolve(..., made_jump=...)`. Split the interval at the jump into "
-            "two `diffeqsolve` calls."
-        )
+class JumpSubstep(eqx.Module):
+    """A jump of the vector field, at the start of a step: the times before and after
+    it, and whether there was one."""
+
+    t_before: Array
+    t_after: Array
+    made_jump: Array
 
 
 def _repeat(body: Callable, carry, substeps: Substep, reverse: bool = False):
@@ -53,6 +53,12 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         """The step from `t0` to `t1`: one or more tuples of lines, each with the
         coefficients of the substeps for which the tuple is repeated, stacked along a
         leading axis."""
+
+    @abc.abstractmethod
+    def jump(self) -> AbstractUpdate | None:
+        """The update that adapts the solver state to a jump of the vector field, with a
+        [`diffrax_reversible.JumpSubstep`][]; `None` if the solver state does not
+        depend on the vector field."""
 
     @abc.abstractmethod
     def zero_sums(self, y: Y, solver_state: PyTree) -> PyTree:
@@ -100,13 +106,9 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         solver_state: PyTree,
         made_jump: BoolScalarLike,
     ) -> tuple[Y, Y | None, DenseInfo, PyTree, RESULTS]:
-        """As [`diffrax.AbstractSolver.step`][].
-
-        **Raises:** `NotImplementedError` for a jump in the vector field.
-        """
-        refuse_jump(made_jump)
+        """As [`diffrax.AbstractSolver.step`][]."""
         state0 = state = State(y0, solver_state, self.zero_sums(y0, solver_state))
-        for lines, substeps in self.updates(terms, t0, t1):
+        for lines, substeps in self._groups(terms, t0, t1, made_jump):
 
             def forward(state, substep, lines=lines):
                 for line in lines:
@@ -142,31 +144,20 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         [`diffrax.RESULTS`][].
 
         **Cost:** the evaluations of one step.
-
-        **Raises:** `NotImplementedError` for a jump in the vector field.
         """
         del ts_state
-        refuse_jump(made_jump)
-        state = State(y1, solver_state, self.zero_sums(y1, solver_state))
-        for lines, substeps in reversed(self.updates(terms, t0, t1)):
-
-            def backward(state, substep, lines=lines):
-                for line in reversed(lines):
-                    state = undo(line, terms, args, state, substep)
-                return state, None
-
-            state, _ = _repeat(backward, state, substeps, reverse=True)
-        # Undone from zero, the sums have the opposite sign.
-        state1 = State(y1, solver_state, (-(state.sums**ω)).ω)
-        dense_info = self._dense_info(terms, t0, t1, state, state1)
-        return state.y, dense_info, state.solver_state, RESULTS.successful
+        state1 = State(y1, solver_state, self.zero_sums(y1, solver_state))
+        state0, state1 = self._undo(terms, t0, t1, state1, args, made_jump)
+        dense_info = self._dense_info(terms, t0, t1, state0, state1)
+        return state0.y, dense_info, state0.solver_state, RESULTS.successful
 
     def pull_back_step(
         self,
-        rebuild: Callable[[PyTree], tuple[PyTree[AbstractTerm], Args]],
+        rebuild: Callable[
+            [PyTree],
+            tuple[PyTree[AbstractTerm], Args, RealScalarLike, RealScalarLike],
+        ],
         parameters: PyTree,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
         y1: Y,
         ts_state: tuple[FloatScalarLike, ...],
         solver_state: PyTree,
@@ -181,8 +172,8 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
 
         **Arguments:**
 
-        - `rebuild`: makes `(terms, args)` of the differentiated `parameters`.
-        - `t0`, `t1`, `y1`, `ts_state`, `solver_state`, `made_jump`: as for
+        - `rebuild`: makes `(terms, args, t0, t1)` of the differentiated `parameters`.
+        - `y1`, `ts_state`, `solver_state`, `made_jump`: as for
             [`diffrax_reversible.AbstractReversibleSolver.backward_step`][].
         - `cotangent_y`, `cotangent_solver_state`: of `y1` and `solver_state`.
         - `cotangent_dense_info`: `None` if nothing was interpolated in this step.
@@ -195,8 +186,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         **Cost:** one evaluation and one vector-Jacobian product per update.
         """
         del ts_state
-        refuse_jump(made_jump)
-        terms, _ = rebuild(parameters)
+        terms, args, t0, t1 = rebuild(parameters)
         state = State(y1, solver_state, self.zero_sums(y1, solver_state))
         cotangent = State(
             cotangent_y, cotangent_solver_state, self.zero_sums(y1, solver_state)
@@ -207,7 +197,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
                 return cotangent, cotangent_parameters
 
             def evaluate(state, parameters):
-                terms, _ = rebuild(parameters)
+                terms, _, t0, t1 = rebuild(parameters)
                 return dense_info(terms, t0, t1, state)
 
             if not with_control:
@@ -220,17 +210,24 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             return (cotangent**ω + increment**ω).ω, cotangent_parameters
 
         def all_substeps(parameters):
-            terms, _ = rebuild(parameters)
-            return [substeps for _, substeps in self.updates(terms, t0, t1)]
+            terms, _, t0, t1 = rebuild(parameters)
+            groups = self._groups(terms, t0, t1, made_jump)
+            substeps = [substeps for _, substeps in groups]
+            return eqx.filter(substeps, eqx.is_inexact_array)
 
-        # The control of a `ControlTerm` may be differentiated, too.
+        # The times, and the control of a `ControlTerm`, may be differentiated, too.
         with_control = depends(all_substeps, parameters)
+        if with_control and cotangent_dense_info is not None:
+            # The interpolant depends on them by a product of the sums and the control.
+            _, state1 = self._undo(terms, t0, t1, state, args, made_jump)
+        else:
+            state1 = state
         cotangent, cotangent_parameters = add_dense(
-            self.dense_info_end, state, cotangent, cotangent_parameters
+            self.dense_info_end, state1, cotangent, cotangent_parameters
         )
         carry = (state, cotangent, cotangent_parameters)
         cotangent_substeps = []
-        for lines, substeps in reversed(self.updates(terms, t0, t1)):
+        for lines, substeps in reversed(self._groups(terms, t0, t1, made_jump)):
 
             def backward(carry, substep, lines=lines):
                 state, cotangent, cotangent_parameters = carry
@@ -261,9 +258,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             cotangent_substeps.insert(0, found)
         state, cotangent, cotangent_parameters = carry
         if with_control:
-            _, vjp = jax.vjp(
-                lambda p: eqx.filter(all_substeps(p), eqx.is_inexact_array), parameters
-            )
+            _, vjp = jax.vjp(all_substeps, parameters)
             cotangent_parameters = accumulate(
                 cotangent_parameters, *vjp(cotangent_substeps)
             )
@@ -277,6 +272,32 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             cotangent.solver_state,
             cotangent_parameters,
         )
+
+    def _undo(self, terms, t0, t1, state1, args, made_jump):
+        """The states at the start and, with its sums, at the end of a step. `state1` is
+        given without them."""
+        state = state1
+        for lines, substeps in reversed(self._groups(terms, t0, t1, made_jump)):
+
+            def backward(state, substep, lines=lines):
+                for line in reversed(lines):
+                    state = undo(line, terms, args, state, substep)
+                return state, None
+
+            state, _ = _repeat(backward, state, substeps, reverse=True)
+        # Undone from zero, the sums have the opposite sign.
+        return state, State(state1.y, state1.solver_state, (-(state.sums**ω)).ω)
+
+    def _groups(self, terms, t0, t1, made_jump):
+        groups = list(self.updates(terms, t0, t1))
+        line = self.jump()
+        if made_jump is False or line is None:
+            return groups
+        # diffrax steps to the number before a jump, and on from the number after it.
+        t_before = prevbefore(prevbefore(t0))
+        substep = JumpSubstep(*map(jnp.asarray, (t_before, t0, made_jump)))
+        substep = jtu.tree_map(lambda x: x[None], substep)
+        return [((line,), substep), *groups]
 
     def _dense_info(self, terms, t0, t1, state0, state1):
         start = self.dense_info_start(terms, t0, t1, state0)

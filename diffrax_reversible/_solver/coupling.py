@@ -242,6 +242,9 @@ class Reversible(AbstractReversibleSolver, AbstractStratonovichSolver):
         )
         return [((_Couple(self.solver), _Swap()), substeps)]
 
+    def jump(self):
+        return None
+
     def zero_sums(self, y, solver_state):
         del solver_state
         names = ["slope0", "slope1"]

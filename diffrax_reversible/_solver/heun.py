@@ -6,8 +6,16 @@ import jax.tree_util as jtu
 from diffrax import RESULTS
 
 from .._compat import depends, ω
-from .base import refuse_jump
 from .reversal import AbstractReversal, add, vjp_with
+
+
+def _refuse_jump(made_jump):
+    if made_jump is not False:
+        raise NotImplementedError(
+            "`adjoint=ReversibleAdjoint()` with `solver=diffrax.ReversibleHeun()` does "
+            "not support jumps in the vector field: at a jump this solver forgets its "
+            "state. Use `solver=ReversibleALF4()`."
+        )
 
 
 def _half(terms, vf, control):
@@ -31,32 +39,30 @@ class HeunReversal(AbstractReversal):
     `y -= vf dX / 2`.
 
     **Cost:** one evaluation and one vector-Jacobian product per step. One evaluation
-    more where the control is differentiated.
+    more where the times or the control are differentiated.
     """
 
-    def depart(self, terms, t1, y1, solver_state):
-        yhat1, _ = solver_state
-        control = jax.eval_shape(lambda t: terms.contr(t, t), t1)
+    def depart(self, terms, t, y, solver_state):
+        yhat, _ = solver_state
+        control = jax.eval_shape(lambda t: terms.contr(t, t), t)
         zeros = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), control)
-        return y1, (yhat1, zeros)
+        return y, (yhat, zeros)
 
-    def arrive(self, rebuild, parameters, t1, y, solver_state):
-        yhat1, control = solver_state
+    def arrive(self, rebuild, parameters, y, solver_state):
+        yhat, control = solver_state
 
         def evaluate(parameters, yhat):
-            terms, args = rebuild(parameters)
+            terms, args, _, t1 = rebuild(parameters)
             return terms.vf(t1, yhat, args)
 
-        terms, _ = rebuild(parameters)
-        vf1, vjp = jax.vjp(evaluate, parameters, yhat1)
-        y1 = (y**ω - _half(terms, vf1, control) ** ω).ω
-        return y1, (yhat1, vf1, vjp)
+        terms, *_ = rebuild(parameters)
+        vf, vjp = jax.vjp(evaluate, parameters, yhat)
+        y = (y**ω - _half(terms, vf, control) ** ω).ω
+        return y, (yhat, vf, vjp)
 
-    def backward_step(
-        self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump
-    ):
+    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
         del ts_state
-        refuse_jump(made_jump)
+        _refuse_jump(made_jump)
         yhat1, vf1, *_ = solver_state
         control = terms.contr(t0, t1)
         y = (y1**ω - _half(terms, vf1, control) ** ω).ω
@@ -69,8 +75,6 @@ class HeunReversal(AbstractReversal):
         self,
         rebuild,
         parameters,
-        t0,
-        t1,
         y1,
         ts_state,
         solver_state,
@@ -82,29 +86,26 @@ class HeunReversal(AbstractReversal):
         cotangent_parameters,
     ):
         del ts_state
-        refuse_jump(made_jump)
+        _refuse_jump(made_jump)
+        terms, args, t0, t1 = rebuild(parameters)
         yhat1, vf1, vjp_evaluate = solver_state
         dense = cotangent_dense_info or dict(y0=None, y1=None)
 
         def control(parameters):
-            terms, _ = rebuild(parameters)
+            terms, _, t0, t1 = rebuild(parameters)
             return terms.contr(t0, t1)
 
         def start(parameters, y, yhat, vf):
-            terms, _ = rebuild(parameters)
             y = (y**ω + _half(terms, vf, control(parameters)) ** ω).ω
             return y, (2 * y**ω - yhat**ω).ω
 
         def end(parameters, y, vf):
-            terms, _ = rebuild(parameters)
             return (y**ω + _half(terms, vf, control(parameters)) ** ω).ω
 
-        terms, args = rebuild(parameters)
         y = (y1**ω - _half(terms, vf1, control(parameters)) ** ω).ω
         yhat0 = (2 * y**ω - yhat1**ω).ω
         with_control = depends(control, parameters)
-        # Without a cotangent of the control only linear maps are left, and it does not
-        # matter at which `vf0` (and `y0`).
+        # Otherwise only linear maps are left, and it does not matter at which `vf0`.
         vf0 = terms.vf(t0, yhat0, args) if with_control else vf1
         _, vjp_start = vjp_with(start, parameters, with_control, y, yhat0, vf0)
         _, vjp_end = vjp_with(end, parameters, with_control, y, vf1)

@@ -22,9 +22,7 @@ class LeapfrogReversal(AbstractReversal):
     **Cost:** one evaluation and one vector-Jacobian product per step.
     """
 
-    def backward_step(
-        self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump
-    ):
+    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
         del made_jump
         dtype = jnp.result_type(solver_state[0])
         tm1, y0 = jnp.asarray(ts_state[0], dtype), solver_state[1]
@@ -36,8 +34,6 @@ class LeapfrogReversal(AbstractReversal):
         self,
         rebuild,
         parameters,
-        t0,
-        t1,
         y1,
         ts_state,
         solver_state,
@@ -53,28 +49,36 @@ class LeapfrogReversal(AbstractReversal):
         cotangent_t0, cotangent_y0 = cotangent_solver_state
         dense = cotangent_dense_info or dict(y0=None, y1=None)
         cotangent_y1 = add(cotangent_y, dense["y1"])
-        terms, _ = rebuild(parameters)
 
-        def control(parameters):
-            terms, _ = rebuild(parameters)
-            return terms.contr(tm1, t1)
+        def start(parameters):
+            _, _, t0, _ = rebuild(parameters)
+            return t0
 
         def evaluate(parameters, y):
-            terms, args = rebuild(parameters)
+            terms, args, t0, _ = rebuild(parameters)
             return terms.vf(t0, y, args)
 
-        def prod(parameters, vf):
-            return terms.prod(vf, control(parameters))
+        def prod(parameters, vf, tm1):
+            terms, _, _, t1 = rebuild(parameters)
+            return terms.prod(vf, terms.contr(tm1, t1))
+
+        def control(parameters):
+            terms, _, _, t1 = rebuild(parameters)
+            return terms.contr(tm1, t1)
 
         with_control = depends(control, parameters)
         vf, vjp_evaluate = jax.vjp(evaluate, parameters, y0)
-        increment, vjp_prod = vjp_with(prod, parameters, with_control, vf)
-        from_prod, cotangent_vf = vjp_prod(cotangent_y1)
+        increment, vjp_prod = vjp_with(prod, parameters, with_control, vf, tm1)
+        from_prod, cotangent_vf, cotangent_tm1 = vjp_prod(cotangent_y1)
         from_vf, increment_y0 = vjp_evaluate(cotangent_vf)
+        from_start = None
+        if depends(start, parameters):
+            _, vjp_start = jax.vjp(start, parameters)
+            (from_start,) = vjp_start(cotangent_t0)
         return (
             y0,
             (tm1, (y1**ω - increment**ω).ω),
             add(cotangent_y0, increment_y0, dense["y0"]),
-            (jnp.zeros_like(cotangent_t0), cotangent_y1),
-            accumulate(cotangent_parameters, add(from_prod, from_vf)),
+            (cotangent_tm1, cotangent_y1),
+            accumulate(cotangent_parameters, add(from_prod, from_vf, from_start)),
         )

@@ -13,7 +13,9 @@ from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScala
 from .base import AbstractReversibleSolver
 
 
-Rebuild = Callable[[PyTree], tuple[PyTree[AbstractTerm], Args]]
+Rebuild = Callable[
+    [PyTree], tuple[PyTree[AbstractTerm], Args, RealScalarLike, RealScalarLike]
+]
 
 
 class AbstractReversal(eqx.Module):
@@ -22,25 +24,21 @@ class AbstractReversal(eqx.Module):
     def depart(
         self,
         terms: PyTree[AbstractTerm],
-        t1: RealScalarLike,
-        y1: Y,
-        solver_state: PyTree,
-    ) -> tuple[Y, PyTree]:
-        """What the sweep carries instead of the solution and the solver state, at its
-        start, which is the end of the solve."""
-        del terms, t1
-        return y1, solver_state
-
-    def arrive(
-        self,
-        rebuild: Rebuild,
-        parameters: PyTree,
-        t1: RealScalarLike,
+        t: RealScalarLike,
         y: Y,
         solver_state: PyTree,
     ) -> tuple[Y, PyTree]:
-        """The solution and the solver state at `t1`, from what the sweep carries."""
-        del rebuild, parameters, t1
+        """What the sweep carries, instead of the solution and the solver state at `t`,
+        where it starts."""
+        del terms, t
+        return y, solver_state
+
+    def arrive(
+        self, rebuild: Rebuild, parameters: PyTree, y: Y, solver_state: PyTree
+    ) -> tuple[Y, PyTree]:
+        """The solution and the solver state at the end of a step, from what the sweep
+        carries."""
+        del rebuild, parameters
         return y, solver_state
 
     @abc.abstractmethod
@@ -62,8 +60,6 @@ class AbstractReversal(eqx.Module):
         self,
         rebuild: Rebuild,
         parameters: PyTree,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
         y1: Y,
         ts_state: tuple[FloatScalarLike, ...],
         solver_state: PyTree,

@@ -1,6 +1,6 @@
 """The stages of an explicit Runge-Kutta step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.lax as lax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def tableau_of(solver: AbstractSolver) -> Tableau:
     if isinstance(solver, Euler):
         return Tableau(np.zeros((1, 1)), np.ones(1), np.zeros(1), None, 0.0)
     assert isinstance(solver, AbstractERK)
-    tableau = solver.tableau
+    tableau: Any = solver.tableau
     s = len(tableau.b_sol)
     a = np.zeros((s, s))
     for i, row in enumerate(tableau.a_lower):

@@ -112,7 +112,10 @@ class AbstractSplitting(AbstractReversibleSolver):
         def substeps(moves):
             dtype = jnp.result_type(h)
             return _Substep(
-                [None if m is None else t0 + jnp.asarray(m.nodes, dtype) * h for m in moves],
+                [
+                    None if m is None else t0 + jnp.asarray(m.nodes, dtype) * h
+                    for m in moves
+                ],
                 [
                     None if m is None else share(m.shares, term.contr(t0, t1))
                     for m, term in zip(moves, terms)
@@ -122,11 +125,14 @@ class AbstractSplitting(AbstractReversibleSolver):
         q, p = self.moves()
         pairs = len(p.shares)
         first = Moves(*[x[:pairs] for x in q]), p
-        updates = [((_Move(0), _Move(1)), substeps(first))]
+        updates: list = [((_Move(0), _Move(1)), substeps(first))]
         if len(q.shares) > pairs:
             last = Moves(*[x[pairs:] for x in q]), None
             updates.append(((_Move(0),), substeps(last)))
         return updates
+
+    def jump(self):
+        return None
 
     def zero_sums(self, y, solver_state):
         del y, solver_state

@@ -5,7 +5,9 @@ import numpy as np
 from diffrax import AbstractTerm
 from jaxtyping import PyTree
 
-from .composition import ALF2, BLANES_MOAN4, BLANES_MOAN6, Composition, KAHAN_LI8
+from .coefficients_high import BLANES_MOAN6, KAHAN_LI8
+from .coefficients_low import ALF2, BLANES_MOAN4
+from .composition import Composition
 from .splitting import AbstractSplitting, Moves
 
 

@@ -18,9 +18,7 @@ class StepReversal(AbstractReversal):
 
     solver: Any
 
-    def backward_step(
-        self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump
-    ):
+    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
         return self.solver.backward_step(
             terms, t0, t1, y1, args, ts_state, solver_state, made_jump
         )
@@ -29,8 +27,6 @@ class StepReversal(AbstractReversal):
         self,
         rebuild,
         parameters,
-        t0,
-        t1,
         y1,
         ts_state,
         solver_state,
@@ -41,14 +37,14 @@ class StepReversal(AbstractReversal):
         accumulate,
         cotangent_parameters,
     ):
-        terms, args = rebuild(parameters)
+        terms, args, t0, t1 = rebuild(parameters)
         y0, _, solver_state0, _ = self.backward_step(
             terms, t0, t1, y1, args, ts_state, solver_state, made_jump
         )
         variables, fixed = eqx.partition(solver_state0, eqx.is_inexact_array)
 
         def step(parameters, y0, variables):
-            terms, args = rebuild(parameters)
+            terms, args, t0, t1 = rebuild(parameters)
             solver_state0 = eqx.combine(variables, fixed)
             y1, _, dense_info, solver_state1, _ = self.solver.step(
                 terms, t0, t1, y0, args, solver_state0, made_jump

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -101,7 +101,7 @@ def undo(line: Line, terms, args, state: State, substep: Substep) -> State:
 
 def pull_back(
     line: Line,
-    rebuild: Callable[[PyTree], tuple[PyTree[AbstractTerm], Args]],
+    rebuild: Callable[[PyTree], tuple[PyTree[AbstractTerm], Args, Any, Any]],
     parameters: PyTree,
     state: State,
     cotangent: State,
@@ -115,18 +115,19 @@ def pull_back(
     variables, fixed = eqx.partition(substep, with_substep and eqx.is_inexact_array)
 
     def shift(state, variables, parameters):
-        terms, _ = rebuild(parameters)
+        terms, *_ = rebuild(parameters)
         return line.write(terms, state, eqx.combine(variables, fixed))
 
     def evaluate(point, variables, parameters):
-        terms, args = rebuild(parameters)
+        terms, args, *_ = rebuild(parameters)
+        assert isinstance(line, AbstractUpdate)
         return line.evaluate(terms, args, point, eqx.combine(variables, fixed))
 
     def write(state, variables, k):
         return line.write(state, k, eqx.combine(variables, fixed))
 
     if isinstance(line, AbstractShift):
-        terms, _ = rebuild(parameters)
+        terms, *_ = rebuild(parameters)
         state = line.unwrite(terms, state, substep)
         if not with_substep:
             _, vjp = jax.vjp(lambda s: shift(s, variables, parameters), state)

@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from .composition import ALF2, Composition
+from .coefficients_low import ALF2
+from .composition import Composition
 from .symplectic_composition import AbstractSymplecticComposition
 
 

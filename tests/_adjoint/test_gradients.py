@@ -1,21 +1,24 @@
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+
 from diffrax_reversible import ReversibleAdjoint, ReversibleALF4
 
 from ..helpers import (
     CONTROLLERS,
     directional_difference,
     INTERVALS,
+    jit,
     leaf_differences,
     loss,
     normal_like,
     pairwise_or_product,
     parameters,
+    save_everything,
     SAVES,
     SOLVERS,
+    step_to,
     tree_difference,
 )
 
@@ -25,7 +28,7 @@ from ..helpers import (
     pairwise_or_product(SOLVERS, CONTROLLERS, SAVES, INTERVALS),
 )
 def test_against_recursive_checkpoints(solver, stepping, saves, interval):
-    @jax.jit
+    @jit
     def values_and_grads(p):
         return [
             jax.value_and_grad(loss)(p, solver, stepping, saves, interval, adjoint)
@@ -42,17 +45,17 @@ def test_against_recursive_checkpoints(solver, stepping, saves, interval):
 
 
 def test_against_finite_differences():
-    interval, stepping, saves = (0.3, 1.9), CONTROLLERS[1], SAVES[3]
-    (stepping,), (saves,) = stepping.values, saves.values
+    interval, stepping, saves = (0.3, 1.9), step_to, save_everything
     direction = normal_like(parameters(), 7)
 
     def f(p):
         return loss(p, ReversibleALF4(), stepping, saves, interval, ReversibleAdjoint())
 
     p = parameters()
-    grad = eqx.filter_jit(jax.grad(f))(p)
+    grad = jit(jax.grad(f))(p)
     found = sum(
-        jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grad), jax.tree.leaves(direction))
+        jnp.vdot(g, d)
+        for g, d in zip(jax.tree.leaves(grad), jax.tree.leaves(direction))
     )
-    true = directional_difference(jax.jit(f), p, direction, 1e-3)
+    true = directional_difference(jit(f), p, direction, 1e-3)
     assert abs(found - true) < 1e-8 * abs(true)

@@ -1,0 +1,85 @@
+"""No silent loss of accuracy: what the reverse sweep finds is compared with what is
+known."""
+
+import functools as ft
+import warnings
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from .._compat import unvmap_any
+from .._types import RealScalarLike
+
+
+OnInaccurate: TypeAlias = Literal["raise", "nan", "warn"]
+
+_MESSAGE = (
+    "`adjoint=ReversibleAdjoint()` has lost the solution on its way back: at t = {t} "
+    "the state that it found{element} differs from the one that it should have found by a "
+    "relative {loss:.1e}, which is more than {rtol:.1e}, so that the gradient would be "
+    "wrong. Undoing the steps of a contracting flow amplifies rounding. Ways out: "
+    "`ReversibleAdjoint(checkpoints=...)`, float64, smaller steps, a shorter interval, "
+    "or `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+)
+
+
+def default_rtol(y: PyTree[Array]) -> float:
+    """The loss at which a gradient still keeps two digits, with a margin for problems
+    whose gradient is more sensitive than their solution."""
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y))
+    return eps ** (1 / 3)
+
+
+def _norm(y: PyTree[Array]) -> Array:
+    leaves = [jnp.max(jnp.abs(x), initial=0) for x in jtu.tree_leaves(y)]
+    return ft.reduce(jnp.maximum, leaves, jnp.array(0.0, leaves[0].dtype))
+
+
+def reversal_loss(found: PyTree, known: PyTree, final: PyTree) -> Array:
+    """The difference of two states, relative to the size of the solution."""
+    found, known, final = lax.stop_gradient((found, known, final))
+    scale = jnp.maximum(_norm(known), _norm(final))
+    difference = _norm(jtu.tree_map(jnp.subtract, found, known))
+    loss = difference / jnp.where(scale == 0, 1, scale)
+    # A solve that has failed tells so itself.
+    return jnp.where(jnp.isfinite(_norm(final)), loss, 0)
+
+
+def _report(loss, t, rtol, *, on_inaccurate):
+    loss, t = np.asarray(loss), np.asarray(t)
+    failed = ~(loss <= rtol)
+    if np.any(failed):
+        index = np.unravel_index(np.argmax(np.where(failed, loss, -1)), loss.shape)
+        element = f" for element {tuple(map(int, index))} of the batch" if index else ""
+        t = np.broadcast_to(t, loss.shape)[index]
+        rtol = float(np.max(rtol))
+        message = _MESSAGE.format(t=t, element=element, loss=loss[index], rtol=rtol)
+        if on_inaccurate == "raise":
+            raise RuntimeError(message)
+        warnings.warn(message, stacklevel=2)
+    return np.zeros(loss.shape, bool)
+
+
+def check(
+    loss: Array, t: RealScalarLike, rtol: float, on_inaccurate: OnInaccurate
+) -> Bool[Array, ""]:
+    """Whether the gradient is to be trusted. Raises or warns at run time if it is not,
+    or leaves it at that."""
+    loss, t = lax.stop_gradient((loss, t))
+    failed = ~(loss <= rtol)
+    if on_inaccurate == "nan":
+        return ~failed
+    report: Any = ft.partial(_report, on_inaccurate=on_inaccurate)
+
+    def call():
+        struct = jax.ShapeDtypeStruct((), bool)
+        args = (loss, t, jnp.asarray(rtol, loss.dtype))
+        return jax.pure_callback(report, struct, *args, vmap_method="expand_dims")
+
+    distrusted = lax.cond(unvmap_any(failed), call, lambda: jnp.array(False))
+    return ~distrusted

@@ -1,0 +1,315 @@
+"""What a gradient costs: evaluations of the vector field, memory, time."""
+
+import functools as ft
+import time
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import pytest
+
+from diffrax_reversible import RecordedSteps, ReversibleAdjoint, ReversibleALF4
+
+from ..helpers import CONTROLLERS, SOLVERS
+
+
+_ours = ReversibleAdjoint()
+_reference = diffrax.RecursiveCheckpointAdjoint()
+
+
+def _temp_memory(f, *args):
+    compiled = jax.jit(f).lower(*args).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def _fastest(*fns, repeats=5):
+    """The shortest time of each, taken in turn."""
+    for fn in fns:
+        jax.block_until_ready(fn())
+    times = [[] for _ in fns]
+    for _ in range(repeats):
+        for fn, found in zip(fns, times):
+            start = time.perf_counter()
+            jax.block_until_ready(fn())
+            found.append(time.perf_counter() - start)
+    return [min(found) for found in times]
+
+
+#
+# Evaluations of the vector field
+#
+
+
+class _Counter:
+    def __init__(self):
+        self.evaluations = 0
+        self.vjps = 0
+
+    def field(self):
+        """A vector field that counts how often it is evaluated and pulled back."""
+
+        def evaluated(_):
+            self.evaluations += 1
+
+        def pulled_back(_):
+            self.vjps += 1
+
+        @jax.custom_vjp
+        def field(t, y, args):
+            jax.debug.callback(evaluated, t)
+            return jnp.sin(args * y + t)
+
+        def forward(t, y, args):
+            return field(t, y, args), (t, y, args)
+
+        def backward(residuals, cotangent):
+            t, y, args = residuals
+            jax.debug.callback(pulled_back, t)
+            _, vjp = jax.vjp(lambda y, a: jnp.sin(a * y + t), y, args)
+            return jnp.zeros_like(t), *vjp(cotangent)
+
+        field.defvjp(forward, backward)
+        return field
+
+
+@pytest.mark.parametrize("stepping", CONTROLLERS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_evaluations(solver, stepping):
+    """Each update is evaluated once on the way, once on the way back, and pulled back
+    once; the initial vector field is evaluated and pulled back once more."""
+    counter = _Counter()
+    t0, t1 = 0.0, 1.5
+    stepping = stepping(t0, t1)
+
+    @eqx.filter_jit
+    @ft.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def grad(y0, a):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(counter.field()),
+            solver,
+            t0,
+            t1,
+            stepping.dt0,
+            y0,
+            a,
+            stepsize_controller=stepping.controller,
+            saveat=diffrax.SaveAt(ts=jnp.linspace(t0, t1, 7), dense=True),
+            max_steps=stepping.max_steps,
+            adjoint=_ours,
+        )
+        loss = jnp.sum(solution.ys) + jnp.sum(solution.evaluate(0.77))
+        return loss, solution.stats
+
+    _, stats = jax.block_until_ready(grad(jnp.array([0.3, 0.9]), jnp.array(1.3)))
+    jax.effects_barrier()
+    stages = len(solver.composition.fractions)
+    steps, accepted = int(stats["num_steps"]), int(stats["num_accepted_steps"])
+    print(
+        f"{type(solver).__name__}: {steps} steps, {accepted} accepted; "
+        f"{counter.evaluations} evaluations, {counter.vjps} vjps"
+    )
+    assert counter.evaluations == steps * stages + 1 + accepted * stages
+    assert counter.vjps == accepted * stages + 1
+
+
+#
+# Memory
+#
+
+
+def _mlp(sizes):
+    keys = jr.split(jr.PRNGKey(0), len(sizes))
+    return [
+        jr.normal(key, (m, n)) / n**0.5 for key, m, n in zip(keys, sizes[1:], sizes)
+    ]
+
+
+def _field(t, y, weights):
+    *hidden, last = weights
+    for w in hidden:
+        y = jnp.tanh(y @ w.T + jnp.sin(t))
+    return y @ last.T
+
+
+def _loss(y0, weights, adjoint, steps, controller=None, saveat=None):
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(_field),
+        ReversibleALF4(),
+        0.0,
+        1.0,
+        1 / steps if controller is None else 0.1,
+        y0,
+        weights,
+        max_steps=steps,
+        stepsize_controller=controller or diffrax.ConstantStepSize(),
+        saveat=saveat or diffrax.SaveAt(t1=True),
+        adjoint=adjoint,
+    )
+    return jnp.sum(solution.ys**2)
+
+
+@pytest.mark.parametrize("save_times", (False, True))
+def test_memory_of_constant_steps(save_times):
+    saveat = diffrax.SaveAt(ts=jnp.linspace(0, 1, 5)) if save_times else None
+    memory = [
+        _temp_memory(
+            jax.grad(lambda *x: _loss(*x, _ours, steps, saveat=saveat), (0, 1)),
+            jnp.ones(8),
+            _mlp((8, 32, 8)),
+        )
+        for steps in (100, 10_000)
+    ]
+    print(f"Temp memory at 100 and 10,000 constant steps: {memory} bytes")
+    assert memory[0] == memory[1]
+
+
+def test_memory_of_adaptive_steps():
+    """Only the record grows: two numbers for each of `max_steps`."""
+    controller = diffrax.PIDController(rtol=1e-5, atol=1e-5)
+    max_steps = (100, 10_000)
+    memory = [
+        _temp_memory(
+            jax.grad(lambda *x: _loss(*x, _ours, steps, controller), (0, 1)),
+            jnp.ones(8),
+            _mlp((8, 32, 8)),
+        )
+        for steps in max_steps
+    ]
+    print(f"Temp memory at max_steps 100 and 10,000, PID: {memory} bytes")
+    record = 2 * 8 * (max_steps[1] - max_steps[0])
+    growth = (memory[1] - memory[0]) / record
+    print(f"Growth over that of one record: {growth:.3f}")
+    assert 0.9 < growth < 1.05
+
+
+#
+# Batches
+#
+
+
+_batch_sizes = (64, 128, 128, 64)
+
+
+def _batch_gradient(adjoint, vmapped, steps):
+    def one(y0, weights):
+        return _loss(y0, weights, adjoint, steps)
+
+    def total(y0, weights):
+        if vmapped:
+            return jnp.sum(jax.vmap(one, in_axes=(0, None))(y0, weights))
+        return one(y0, weights)
+
+    return jax.grad(total, (0, 1))
+
+
+def test_memory_of_vmapped_gradient():
+    """Memory does not depend on the number of steps, so a few will do."""
+    args = (jr.normal(jr.PRNGKey(1), (256, 64)), _mlp(_batch_sizes))
+    vmapped = _temp_memory(_batch_gradient(_ours, True, 100), *args)
+    batched = _temp_memory(_batch_gradient(_ours, False, 100), *args)
+    reference = _temp_memory(_batch_gradient(_reference, True, 100), *args)
+    print(
+        f"Temp memory, 256 solves: vmapped {vmapped / 1e6:.2f} MB, batched "
+        f"{batched / 1e6:.2f} MB, RecursiveCheckpointAdjoint vmapped "
+        f"{reference / 1e6:.2f} MB"
+    )
+    assert vmapped < 1.5 * batched
+    assert vmapped < reference / 10
+
+
+@pytest.mark.benchmark
+def test_time_of_vmapped_gradient():
+    args = (jr.normal(jr.PRNGKey(1), (256, 64)), _mlp(_batch_sizes))
+    compiled = [
+        ft.partial(jax.jit(_batch_gradient(adjoint, vmapped, 100)), *args)
+        for adjoint, vmapped in ((_ours, True), (_ours, False), (_reference, True))
+    ]
+    vmapped, batched, reference = _fastest(*compiled)
+    print(
+        f"Time, 256 solves: vmapped {vmapped:.2f} s, batched {batched:.2f} s, "
+        f"RecursiveCheckpointAdjoint vmapped {reference:.2f} s"
+    )
+    assert vmapped < 1.5 * batched
+    assert vmapped < reference
+
+
+#
+# The record
+#
+
+
+def _recorded_solves(adjoint, max_steps, controller):
+    y0s = jr.normal(jr.PRNGKey(2), (64, 2)) * jnp.linspace(0.5, 1.5, 64)[:, None]
+
+    def field(t, y, args):
+        return jnp.stack([y[1], (1 - y[0] ** 2) * y[1] - y[0] + 0.5 * jnp.cos(1.1 * t)])
+
+    def one(y0):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            ReversibleALF4(),
+            0.0,
+            8.0,
+            0.01,
+            y0,
+            stepsize_controller=controller,
+            max_steps=max_steps,
+            adjoint=adjoint,
+        )
+        return solution.ys, solution.stats["num_accepted_steps"]
+
+    return ft.partial(jax.jit(jax.vmap(one)), y0s)
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("max_steps, factor", ((4096, 1.5), (16384, 2.0)))
+def test_time_of_record(max_steps, factor):
+    controller = diffrax.PIDController(rtol=2e-7, atol=2e-7)
+    # The same loop, which differs by nothing but the record.
+    without = _recorded_solves(diffrax.ForwardMode(), max_steps, controller)
+    with_record = _recorded_solves(_ours, max_steps, controller)
+    _, num_steps = with_record()
+    assert 350 < jnp.max(num_steps) < 500
+    time_without, time_with = _fastest(without, with_record, repeats=15)
+    ratio = time_with / time_without
+    print(
+        f"Solve at max_steps {max_steps}, {int(jnp.max(num_steps))} steps: "
+        f"{time_without * 1e3:.0f} ms without and {time_with * 1e3:.0f} ms with the "
+        f"record, {ratio:.2f} times"
+    )
+    assert ratio < factor
+
+
+def test_record_grows_no_copies():
+    """The time of the record cannot depend on `max_steps` but by filling it once: the
+    loop of the solve holds it just once."""
+    memory = {}
+    for max_steps in (128, 16384):
+        for adjoint in (_ours, diffrax.ForwardMode()):
+            controller = diffrax.PIDController(rtol=2e-7, atol=2e-7)
+            solve = _recorded_solves(adjoint, max_steps, controller)
+            lowered = jtu.Partial(solve.func).func.lower(*solve.args)
+            analysis = lowered.compile().memory_analysis()
+            memory[max_steps, type(adjoint)] = analysis.temp_size_in_bytes
+    growth = [
+        memory[16384, kind] - memory[128, kind]
+        for kind in (ReversibleAdjoint, diffrax.ForwardMode)
+    ]
+    record = 2 * 8 * 64 * (16384 - 128)
+    print(f"Growth of a solve over that of one record: {growth[0] / record:.3f}")
+    assert growth[1] == 0
+    assert growth[0] < 1.1 * record
+
+
+def test_users_record_costs_the_same():
+    """Wrapping the controller by hand adds no second record."""
+    controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+    args = (jnp.ones(8), _mlp((8, 32, 8)))
+    memory = [
+        _temp_memory(jax.grad(lambda *x: _loss(*x, _ours, 4096, c), (0, 1)), *args)
+        for c in (controller, RecordedSteps(controller, 4096))
+    ]
+    assert memory[1] < memory[0] + 1024

@@ -1,0 +1,146 @@
+"""Adaptive steps hold the tolerance, and at what cost."""
+
+import functools as ft
+
+import diffrax
+import equinox as eqx
+import numpy as np
+import pytest
+
+from diffrax_reversible import (
+    ALF,
+    ReversibleALF2,
+    ReversibleALF4,
+    ReversibleALF6,
+    ReversibleALF8,
+    ReversibleYoshida4,
+    ReversibleYoshida6,
+)
+
+from ..problems import KEPLER, LOTKA_VOLTERRA, PENDULUM, VAN_DER_POL
+
+
+_ALF4 = pytest.param(ReversibleALF4(), 5, id="ALF4")
+_others = (
+    pytest.param(ALF(), 1, id="ALF"),
+    pytest.param(ReversibleALF2(), 2, id="ALF2"),
+    pytest.param(ReversibleYoshida4(), 6, id="Yoshida4"),
+    pytest.param(ReversibleALF6(), 20, id="ALF6"),
+    pytest.param(ReversibleYoshida6(), 14, id="Yoshida6"),
+    pytest.param(ReversibleALF8(), 42, id="ALF8"),
+)
+_problems = (PENDULUM, KEPLER, LOTKA_VOLTERRA, VAN_DER_POL)
+_integral = (0.0, 1.0)
+_proportional_integral = (0.4, 0.3)
+
+
+@eqx.filter_jit
+def _solve(solver, problem, ts, controller, dt0):
+    solution = diffrax.diffeqsolve(
+        problem.term,
+        solver,
+        0.0,
+        problem.t1,
+        dt0,
+        problem.start,
+        stepsize_controller=controller,
+        saveat=diffrax.SaveAt(ts=ts),
+        adjoint=diffrax.ForwardMode(),
+        max_steps=2**20,
+    )
+    return solution.ys, solution.stats
+
+
+@ft.cache
+def _exact(problem):
+    ts = np.linspace(0, problem.t1, 6)[1:]
+    return ts, problem.exact(ts)
+
+
+def _adaptive(solver, problem, tolerance, coefficients):
+    """The error at five times, the number of steps tried, the share of those rejected."""
+    ts, exact = _exact(problem)
+    pcoeff, icoeff = coefficients
+    tolerance = np.array(tolerance)
+    controller = diffrax.PIDController(
+        rtol=tolerance,
+        atol=tolerance,
+        pcoeff=np.array(pcoeff),
+        icoeff=np.array(icoeff),
+    )
+    # Lands on the times, so that interpolation plays no part.
+    controller = diffrax.ClipStepSizeController(controller, step_ts=ts)
+    ys, stats = _solve(solver, problem, ts, controller, None)
+    steps = int(stats["num_steps"])
+    return np.max(np.abs(ys - exact)), steps, int(stats["num_rejected_steps"]) / steps
+
+
+@ft.cache
+def _tsit5(problem, tolerance):
+    return _adaptive(diffrax.Tsit5(), problem, tolerance, _integral)[0]
+
+
+class _ConstantSteps:
+    """The number of constant steps that a solver needs for an error."""
+
+    def __init__(self, solver, problem):
+        self.solver = solver
+        self.problem = problem
+        self.numbers = [15]
+        self.errors = [np.inf]
+
+    def __call__(self, error):
+        ts, exact = _exact(self.problem)
+        while self.errors[-1] > error:
+            number = 5 * round(self.numbers[-1] * 1.3 / 5 + 1)
+            dt0 = np.array(self.problem.t1 / number)
+            controller = diffrax.ConstantStepSize()
+            ys, _ = _solve(self.solver, self.problem, ts, controller, dt0)
+            self.numbers.append(number)
+            found = np.max(np.abs(ys - exact))
+            self.errors.append(min(self.errors[-1], found))
+        (last,) = np.nonzero(np.array(self.errors) > error)
+        i = last[-1]
+        if np.isinf(self.errors[i]):
+            return self.numbers[i + 1]
+        logs = np.log(self.errors[i : i + 2])
+        share = (logs[0] - np.log(error)) / (logs[0] - logs[1])
+        return self.numbers[i] * (self.numbers[i + 1] / self.numbers[i]) ** share
+
+
+def _check(solver, problem, exponents):
+    constant = _ConstantSteps(solver, problem)
+    for exponent in exponents:
+        tolerance = 10.0**exponent
+        for coefficients in (_integral, _proportional_integral):
+            error, steps, rejected = _adaptive(solver, problem, tolerance, coefficients)
+            case = (problem.name, exponent, coefficients)
+            assert error < 3 * _tsit5(problem, tolerance), case
+            if coefficients == _proportional_integral:
+                assert rejected < 0.2, case
+            ratio = steps / constant(error)
+            if problem is KEPLER:
+                assert ratio < 1, case
+            elif problem in (PENDULUM, LOTKA_VOLTERRA):
+                assert ratio < 2.5, case
+            print(
+                f"{type(solver).__name__:18} {problem.name:18} {exponent:5} "
+                f"{'I' if coefficients == _integral else 'PI':2} error/Tsit5's "
+                f"{error / _tsit5(problem, tolerance):.2g}, rejected {rejected:.0%}, "
+                f"steps/constant {ratio:.2f}"
+            )
+
+
+@pytest.mark.parametrize("problem", _problems, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("solver, evaluations", (_ALF4,))
+def test_tolerance(solver, evaluations, problem):
+    del evaluations
+    _check(solver, problem, (-3, -5, -7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", _problems, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("solver, evaluations", (_ALF4, *_others))
+def test_tolerances(solver, evaluations, problem):
+    del evaluations
+    _check(solver, problem, np.arange(-3, -9.1, -0.5))
