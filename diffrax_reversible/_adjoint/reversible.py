@@ -70,21 +70,26 @@ class ReversibleAdjoint(AbstractAdjoint):
     ```
 
     whenever the memory or the time of a gradient matters. Everything else stays as it
-    was: `SaveAt` in all its forms, constant and adaptive steps, `t1 < t0`,
-    `throw=False`. Differentiated are `y0`, `args`, `terms`, what the vector field and
-    `SaveAt(fn=...)` close over, and a `solver_state` that was passed in.
+    was: `SaveAt` in all its forms, constant and adaptive steps, events, jumps of the
+    vector field, `t1 < t0`, `throw=False`.
 
-    Do not use it over times so long that the flow contracts by more than the precision
-    of the numbers: undoing a contraction by `exp(-a T)` amplifies rounding by
-    `exp(a T)`. It loses no more than the last few digits while `a T` is well below 16
-    in float32 and 36 in float64.
+    Differentiated are `y0`, `args`, `terms`, what the vector field and `SaveAt(fn=...)`
+    close over, a `solver_state` that was passed in, and times: `t0`, `t1`,
+    `SaveAt(ts=...)`, and `dt0` where steps are constant. When `t0` or `t1` moves,
+    adaptive steps are held at their places relative to the two.
+
+    Undoing the steps of a flow that contracts by `exp(-a T)` amplifies rounding by
+    `exp(a T)`, so that a reversal is lost where `a T` comes near 16 in float32 or 36 in
+    float64. The sweep compares the states that it finds with those that it should have
+    found, and raises if the gradient could be wrong. `checkpoints` then helps; or, for
+    a solver that can be damped, damping.
 
     **Cost** of a gradient: the evaluations of the vector field that the solve took, as
-    many again in the reverse sweep, and one vector-Jacobian product for each. A
-    `SaveAt(ts=..., fn=...)` with an `fn` of its own costs one more step in every step
-    that contains a save. Memory: that of one evaluation of the vector field, whatever
-    the number of steps, and for adaptive steps two numbers per step, with room for
-    `max_steps`.
+    many again in the reverse sweep, and one vector-Jacobian product for each. One more
+    step is undone for each step with a save time where `SaveAt(ts=..., fn=...)` has an
+    `fn` of its own, or where times are differentiated. Memory: that of one evaluation
+    of the vector field, whatever the number of steps; the checkpoints; and, for
+    adaptive steps, two numbers per step, with room for `max_steps`.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
     batch share are summed in every step of the sweep: memory and time are those of a
@@ -92,14 +97,19 @@ class ReversibleAdjoint(AbstractAdjoint):
     `jax.vmap` of `jax.grad` asks for one gradient per element, and gets it.
 
     **Derivatives.** Reverse mode, forward mode, and forward mode over reverse mode (so
-    `jax.hessian` is to be had as `jax.jacfwd(jax.grad(...))`).
+    a Hessian is to be had as `jax.jacfwd(jax.grad(...))`). Reverse mode over reverse
+    mode raises.
 
     **Raises:**
 
-    - `ValueError` if the solver is not reversible, and for adaptive steps with
-        `max_steps=None` (which `RecordedSteps(controller, capacity=...)` allows).
-    - `NotImplementedError` for events, jumps, SDEs, and derivatives with respect to
-        times.
+    - `ValueError` if the solver is not reversible, for an SDE that cannot be solved in
+        reverse, and for adaptive steps with `max_steps=None` (which
+        `RecordedSteps(controller, capacity=...)` allows).
+    - `NotImplementedError` for derivatives with respect to parameters of the step-size
+        controller, and for jumps that a controller other than
+        [`diffrax.ClipStepSizeController`][] steps over.
+    - `RuntimeError`, when it is run, if the reversal has lost the solution (see
+        `on_inaccurate`).
 
     ??? cite "Reference"
 

@@ -1,0 +1,200 @@
+"""Events: the solve ends where diffrax ends it, and is differentiated through that."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+import pytest
+
+from diffrax_reversible import Reversible, ReversibleAdjoint, ReversibleALF4
+
+from ..helpers import directional_difference, jit, pairwise, tree_difference
+
+
+_newton = optx.Newton(1e-11, 1e-11)
+
+
+def _crosses(t, y, args, **kwargs):
+    return y[0] - args["level"]
+
+
+def _above(t, y, args, **kwargs):
+    return y[1] < -args["level"]
+
+
+def _one(root_finder, p):
+    del p
+    return diffrax.Event(_crosses, root_finder)
+
+
+def _downwards(root_finder, p):
+    del p
+    return diffrax.Event(_crosses, root_finder, direction=False)
+
+
+def _several(root_finder, p):
+    del p
+    return diffrax.Event({"a": _above, "b": [_crosses]}, root_finder)
+
+
+def _closure(root_finder, p):
+    level = p["level"]
+    return diffrax.Event(
+        lambda t, y, args, **kw: y[0] - level * jnp.cos(t), root_finder
+    )
+
+
+_EVENTS = (
+    pytest.param(_one, id="real"),
+    pytest.param(_downwards, id="direction"),
+    pytest.param(_several, id="several"),
+    pytest.param(_closure, id="closure"),
+)
+_ROOT_FINDERS = (
+    pytest.param(None, id="no root finder"),
+    pytest.param(_newton, id="Newton"),
+)
+_SOLVERS = (
+    pytest.param(ReversibleALF4(), id="ALF4"),
+    pytest.param(Reversible(diffrax.Bosh3()), id="coupled"),
+)
+_CONTROLLERS = (
+    pytest.param((diffrax.ConstantStepSize(), 0.07), id="constant"),
+    pytest.param((diffrax.PIDController(rtol=1e-5, atol=1e-5), None), id="PID"),
+)
+
+
+def _vector_field(t, y, args):
+    return jnp.stack([y[1], -args["rate"] * jnp.sin(y[0]) + 0.1 * jnp.cos(t)])
+
+
+def _loss(p, solver, stepping, event, root_finder, adjoint):
+    controller, dt0 = stepping
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(_vector_field),
+        solver,
+        0.0,
+        8.0,
+        dt0,
+        p["y0"],
+        p,
+        event=event(root_finder, p),
+        stepsize_controller=controller,
+        saveat=diffrax.SaveAt(t1=True, ts=jnp.array([0.2, 0.5, 3.0]), steps=2),
+        adjoint=adjoint,
+        max_steps=256,
+    )
+    finite = lambda x: jnp.where(jnp.isfinite(x), x, 0)
+    return jnp.sum(finite(solution.ys) ** 2) + jnp.sum(finite(solution.ts))
+
+
+def _parameters():
+    return dict(y0=jnp.array([1.0, 0.5]), rate=jnp.array(1.3), level=jnp.array(0.3))
+
+
+@pytest.mark.parametrize(
+    "solver, stepping, event, root_finder",
+    pairwise(_SOLVERS, _CONTROLLERS, _EVENTS, _ROOT_FINDERS),
+)
+def test_against_recursive_checkpoints(solver, stepping, event, root_finder):
+    @jit
+    def values_and_grads(p):
+        return [
+            jax.value_and_grad(_loss)(p, solver, stepping, event, root_finder, adjoint)
+            for adjoint in (ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint())
+        ]
+
+    (value, grad), (true_value, true_grad) = values_and_grads(_parameters())
+    assert abs(value - true_value) < 1e-12 * abs(true_value)
+    assert tree_difference(grad, true_grad) < 1e-9
+
+
+def test_against_finite_differences():
+    stepping = (diffrax.ConstantStepSize(), 0.07)
+    f = lambda p: _loss(
+        p, ReversibleALF4(), stepping, _one, _newton, ReversibleAdjoint()
+    )
+    direction = dict(
+        y0=jnp.array([0.4, -0.7]), rate=jnp.array(0.2), level=jnp.array(0.5)
+    )
+    grad = jit(jax.grad(f))(_parameters())
+    found = sum(jnp.vdot(grad[key], direction[key]) for key in grad)
+    true = directional_difference(jit(f), _parameters(), direction, 1e-4)
+    assert abs(found - true) < 1e-5 * abs(true)
+
+
+def test_batch():
+    """Elements end at different times; one of them by no event."""
+
+    def loss(y0, rate, adjoint):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(_vector_field),
+            ReversibleALF4(),
+            0.0,
+            2.0,
+            None,
+            y0,
+            dict(rate=rate, level=0.3),
+            event=diffrax.Event(_crosses, _newton),
+            stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5),
+            adjoint=adjoint,
+            max_steps=64,
+        )
+        return jnp.sum(solution.ys**2)
+
+    y0 = jnp.array([[1.0, 0.5], [1.1, -0.5], [0.1, -0.2]])
+
+    @jit
+    def grads(y0, rate):
+        total = lambda *x: jnp.sum(jax.vmap(loss, (0, None, None))(*x))
+        adjoints = (ReversibleAdjoint(), diffrax.DirectAdjoint())
+        return [jax.grad(total, (0, 1))(y0, rate, adjoint) for adjoint in adjoints]
+
+    grad, true_grad = grads(y0, jnp.array(1.3))
+    assert tree_difference(grad, true_grad) < 1e-9
+
+
+def test_steady_state():
+    """An infinite interval, and a condition that asks for the user's controller."""
+
+    def loss(y0, rate, adjoint):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, rate: rate * (jnp.cos(rate) - y)),
+            ReversibleALF4(),
+            0.0,
+            jnp.inf,
+            0.1,
+            y0,
+            rate,
+            event=diffrax.Event(diffrax.steady_state_event()),
+            stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-4),
+            adjoint=adjoint,
+            max_steps=256,
+        )
+        return jnp.sum(solution.ys**2)
+
+    @jit
+    def grads(*x):
+        adjoints = (ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint())
+        return [jax.grad(loss, (0, 1))(*x, adjoint) for adjoint in adjoints]
+
+    grad, true_grad = grads(jnp.array([0.2, 0.9]), jnp.array(1.2))
+    assert tree_difference(grad, true_grad) < 1e-9
+
+
+def test_event_at_the_start():
+    def loss(y0):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: -y),
+            ReversibleALF4(),
+            0.0,
+            1.0,
+            0.1,
+            y0,
+            event=diffrax.Event(lambda t, y, args, **kwargs: y[0] > 0),
+            adjoint=ReversibleAdjoint(),
+        )
+        return jnp.sum(solution.ys**2)
+
+    y0 = jnp.array([0.2, 0.9])
+    assert tree_difference(jax.jit(jax.grad(loss))(y0), 2 * y0) == 0
