@@ -238,6 +238,8 @@ def _solve(solver, path):
     )
 
 
+# diffrax only warns.
+@pytest.mark.filterwarnings("ignore:`ReversibleALF4` is not marked as converging")
 @pytest.mark.parametrize(
     "solver, match",
     [
