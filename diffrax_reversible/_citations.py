@@ -3,7 +3,15 @@
 import diffrax
 
 from ._adjoint import ReversibleAdjoint
-from ._solver import AbstractALFComposition, ReversibleYoshida4
+from ._solver import (
+    AbstractALFComposition,
+    ALF,
+    ReversibleALF6,
+    ReversibleALF8,
+    ReversibleYoshida4,
+    ReversibleYoshida6,
+    ReversibleYoshida8,
+)
 
 
 _maslovskaya2024 = r"""
@@ -52,6 +60,55 @@ _yoshida1990 = r"""
 }
 """
 
+_blanes2002 = r"""
+@article{blanes2002practical,
+    title={Practical symplectic partitioned {R}unge--{K}utta and
+           {R}unge--{K}utta--{N}ystr{\"o}m methods},
+    author={Blanes, Sergio and Moan, Per Christian},
+    journal={Journal of Computational and Applied Mathematics},
+    volume={142},
+    number={2},
+    pages={313--330},
+    year={2002}
+}
+"""
+
+_sofroniou2005 = r"""
+@article{sofroniou2005derivation,
+    title={Derivation of symmetric composition constants for symmetric integrators},
+    author={Sofroniou, Mark and Spaletta, Giulia},
+    journal={Optimization Methods and Software},
+    volume={20},
+    number={4--5},
+    pages={597--613},
+    year={2005}
+}
+"""
+
+_kahan1997 = r"""
+@article{kahan1997composition,
+    title={Composition constants for raising the orders of unconventional schemes for
+           ordinary differential equations},
+    author={Kahan, William and Li, Ren-Cang},
+    journal={Mathematics of Computation},
+    volume={66},
+    number={219},
+    pages={1089--1099},
+    year={1997}
+}
+"""
+
+
+@diffrax.citation_rules.append
+def _mali(solver=None):
+    if isinstance(solver, ALF):
+        return rf"""
+% The solver, with its damping, is from:
+{_zhuang2021.strip()}
+% The asynchronous leapfrog method is from:
+{_mutze2013.strip()}
+"""
+
 
 @diffrax.citation_rules.append
 def _alf(solver=None):
@@ -66,12 +123,22 @@ def _alf(solver=None):
 """
 
 
+_fractions = {
+    ReversibleYoshida4: _yoshida1990,
+    ReversibleYoshida6: _yoshida1990,
+    ReversibleYoshida8: _kahan1997,
+    ReversibleALF6: _blanes2002,
+    ReversibleALF8: _sofroniou2005,
+}
+
+
 @diffrax.citation_rules.append
-def _yoshida(solver=None):
-    if isinstance(solver, ReversibleYoshida4):
+def _composition(solver=None):
+    reference = _fractions.get(type(solver))
+    if reference is not None:
         return rf"""
-% The fractions of the solver's step (the "triple jump") are from:
-{_yoshida1990.strip()}
+% The fractions of the solver's step are from:
+{reference.strip()}
 """
 
 
@@ -79,6 +146,12 @@ def _yoshida(solver=None):
 def _reversible_adjoint(solver=None, adjoint=None):
     if isinstance(adjoint, ReversibleAdjoint):
         # An entry printed twice would be an error in BibTeX.
+        if isinstance(solver, ALF):
+            return rf"""
+% Gradients in constant memory, by reversing the accepted steps of the solver, are from
+% zhuang2021mali, see above, and, for solvers of higher order:
+{_maslovskaya2024.strip()}
+"""
         if isinstance(solver, AbstractALFComposition):
             return r"""
 % Gradients in constant memory, by reversing the accepted steps of the solver, are from
