@@ -41,9 +41,9 @@ class Checkpoints(eqx.Module):
         due = due & (number % stride == 0)
         slot = jnp.argmax((self.numbers == 0) | (self.numbers % stride != 0))
         states = jtu.tree_map(
-            lambda xs, x: buffer_at_set(xs, slot, x, pred=cast(Any, due)),
-            self.states,
+            lambda x, xs: buffer_at_set(xs, slot, x, pred=cast(Any, due)),
             state,
+            self.states,
         )
         numbers = jnp.where(
             due & (jnp.arange(len(self.numbers)) == slot), number, self.numbers

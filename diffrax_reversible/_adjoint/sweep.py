@@ -82,15 +82,16 @@ class ReversibleSweep(AbstractSweep):
         return run(self.loop, problem, checkpoints)
 
     def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> _Walk:
-        del inputs
+        problem = join(inputs, self.static)
         final, _ = outputs
         cotangent, _ = cotangents
         cursors = [Cursor(s.save_index, s.saveat_ts_index) for s in save_states(final)]
         return _Walk(
             final.num_accepted_steps,
             cursors,
-            final.y,
-            final.solver_state,
+            *as_reversible(problem.solver).depart(
+                problem.parameters.terms, final.tprev, final.y, final.solver_state
+            ),
             cotangent.y,
             cotangent.solver_state,
             jnp.zeros((), jnp.finfo(jnp.result_type(*jtu.tree_leaves(final.y))).dtype),
@@ -122,7 +123,15 @@ class ReversibleSweep(AbstractSweep):
         last = step.active & (step.number == final.num_accepted_steps)
         savers = self._savers(problem, rebuild, cotangent)
         cursors = list(carry.cursors)
-        y, solver_state = carry.y, carry.solver_state
+
+        def rebuild_step(parameters):
+            t0, t1 = step.interval(parameters)
+            parameters = rebuild(parameters)
+            return parameters.terms, parameters.args, t0, t1
+
+        y, solver_state = solver.arrive(
+            rebuild_step, parameters, carry.y, carry.solver_state
+        )
 
         # What the end of the step was used for.
         cotangent_y, cotangent_solver_state = _where(
@@ -206,11 +215,6 @@ class ReversibleSweep(AbstractSweep):
             cotangent_dense_info, cotangent_parameters = total
 
         # The step itself.
-        def rebuild_step(parameters):
-            t0, t1 = step.interval(parameters)
-            parameters = rebuild(parameters)
-            return parameters.terms, parameters.args, t0, t1
-
         y, solver_state, cotangent_y, cotangent_solver_state, cotangent_parameters = (
             solver.pull_back_step(
                 rebuild_step,
@@ -249,7 +253,10 @@ class ReversibleSweep(AbstractSweep):
             found, known = checkpoints.find(step.number - 1)
 
             def restart():
-                return known, reversal_loss(y, known[0], final.y)
+                y0 = self._arrived(problem, step.t0, y, solver_state)
+                terms = problem.parameters.terms
+                departure = solver.depart(terms, step.t0, *known)
+                return departure, reversal_loss(y0, known[0], final.y)
 
             (y, solver_state), new_loss = lax.cond(
                 batch.any(found),
@@ -275,15 +282,25 @@ class ReversibleSweep(AbstractSweep):
     ) -> tuple[PyTree, Bool[Array, ""]]:
         final, _ = outputs
         known, *_ = inputs.state
-        loss = reversal_loss(carry.y, known, final.y)
+        problem = join(inputs, self.static)
+        t0 = problem.parameters.span.t0
+        y0 = self._arrived(problem, t0, carry.y, carry.solver_state)
+        loss = reversal_loss(y0, known, final.y)
         worse = ~(loss <= carry.loss)
-        t0 = join(inputs, self.static).parameters.span.t0
         t_loss = jnp.where(worse, t0, carry.t_loss)
         loss = jnp.where(worse, loss, carry.loss)
         trusted = check(loss, t_loss, self.rtol, self.on_inaccurate)
         _, _, *buffers = differentiated(cotangents[0])
         state = (carry.cotangent_y, carry.cotangent_solver_state, *buffers)
         return state, trusted
+
+    @staticmethod
+    def _arrived(problem, t, y, solver_state):
+        """The solution at `t`, from what the walk carries there."""
+        terms, args = problem.parameters.terms, problem.parameters.args
+        rebuild = lambda _: (terms, args, t, t)
+        y, _ = as_reversible(problem.solver).arrive(rebuild, None, y, solver_state)
+        return y
 
     @staticmethod
     def _current_step(problem, rebuild, final, carry, batch, parameters) -> Step:

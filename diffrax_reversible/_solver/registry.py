@@ -13,21 +13,19 @@ from diffrax import (
 from .base import AbstractReversibleSolver
 from .heun import HeunReversal
 from .leapfrog import LeapfrogReversal
-from .reversal import AbstractReversal
-from .semi_implicit_euler import SemiImplicitEulerReversal
+from .reversal import AbstractReversal, UpdatesReversal
+from .semi_implicit_euler import SemiImplicitEulerUpdates
 from .third_party import StepReversal
 
 
-_reversals: dict[type, Callable[[], AbstractReversibleSolver | AbstractReversal]] = {
+_reversals: dict[type[AbstractSolver], Callable[[], AbstractReversal]] = {
     ReversibleHeun: HeunReversal,
     LeapfrogMidpoint: LeapfrogReversal,
-    SemiImplicitEuler: SemiImplicitEulerReversal,
+    SemiImplicitEuler: lambda: UpdatesReversal(SemiImplicitEulerUpdates()),
 }
 
 
-def as_reversible(
-    solver: AbstractSolver,
-) -> AbstractReversibleSolver | AbstractReversal:
+def as_reversible(solver: AbstractSolver) -> AbstractReversal:
     """What undoes the steps of `solver` and pulls them back.
 
     **Raises:** `ValueError` if nothing does.
@@ -37,7 +35,7 @@ def as_reversible(
     # diffrax's solvers, which may step differently.
     kind = type(solver)
     if issubclass(kind, AbstractReversibleSolver):
-        return cast(AbstractReversibleSolver, solver)
+        return UpdatesReversal(cast(AbstractReversibleSolver, solver))
     if kind in _reversals:
         return _reversals[kind]()
     if hasattr(kind, "backward_step"):

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from .._compat import ω
 from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScalarLike, Y
+from .base import AbstractReversibleSolver
 
 
 Rebuild = Callable[
@@ -18,10 +19,27 @@ Rebuild = Callable[
 
 
 class AbstractReversal(eqx.Module):
-    """The reverse of a solver that does not say itself what its updates are.
+    """What the reverse sweep needs to know of a solver."""
 
-    The methods are those of [`diffrax_reversible.AbstractReversibleSolver`][].
-    """
+    def depart(
+        self,
+        terms: PyTree[AbstractTerm],
+        t: RealScalarLike,
+        y: Y,
+        solver_state: PyTree,
+    ) -> tuple[Y, PyTree]:
+        """What the sweep carries, instead of the solution and the solver state at `t`,
+        where it starts."""
+        del terms, t
+        return y, solver_state
+
+    def arrive(
+        self, rebuild: Rebuild, parameters: PyTree, y: Y, solver_state: PyTree
+    ) -> tuple[Y, PyTree]:
+        """The solution and the solver state at the end of a step, from what the sweep
+        carries."""
+        del rebuild, parameters
+        return y, solver_state
 
     @abc.abstractmethod
     def backward_step(
@@ -52,7 +70,21 @@ class AbstractReversal(eqx.Module):
         accumulate: Callable[[PyTree, PyTree], PyTree],
         cotangent_parameters: PyTree,
     ) -> tuple[Y, PyTree, Y, PyTree, PyTree]:
-        """See [`diffrax_reversible.AbstractReversibleSolver.pull_back_step`][]."""
+        """See [`diffrax_reversible.AbstractReversibleSolver.pull_back_step`][], except
+        that it takes the solution and the solver state from `arrive`, and returns what
+        the sweep is to carry."""
+
+
+class UpdatesReversal(AbstractReversal):
+    """The reverse of a solver that is made of updates."""
+
+    solver: AbstractReversibleSolver
+
+    def backward_step(self, *args):
+        return self.solver.backward_step(*args)
+
+    def pull_back_step(self, *args):
+        return self.solver.pull_back_step(*args)
 
 
 def add(*trees: PyTree) -> PyTree:

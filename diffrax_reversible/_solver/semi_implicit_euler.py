@@ -1,11 +1,11 @@
-"""The reverse of `diffrax.SemiImplicitEuler`."""
+"""The updates of `diffrax.SemiImplicitEuler`."""
 
 import numpy as np
 
 from .splitting import AbstractSplitting, Moves
 
 
-class SemiImplicitEulerReversal(AbstractSplitting):
+class SemiImplicitEulerUpdates(AbstractSplitting):
     """The updates of [`diffrax.SemiImplicitEuler`][]. Both terms are evaluated at the
     start of the step."""
 
