@@ -3,7 +3,7 @@
 import diffrax
 
 from ._adjoint import ReversibleAdjoint
-from ._solver import AbstractALFComposition, ReversibleYoshida4
+from ._solver import AbstractALFComposition, Reversible, ReversibleYoshida4
 
 
 _maslovskaya2024 = r"""
@@ -50,6 +50,26 @@ _yoshida1990 = r"""
     pages={262--268},
     year={1990}
 }
+"""
+
+
+_mccallum2024 = r"""
+@misc{mccallum2024efficient,
+    title={Efficient, Accurate and Stable Gradients for Neural {ODE}s},
+    author={McCallum, Sam and Foster, James},
+    year={2024},
+    eprint={2410.11648},
+    archivePrefix={arXiv}
+}
+"""
+
+
+@diffrax.citation_rules.append
+def _coupling(solver=None):
+    if isinstance(solver, Reversible):
+        return rf"""
+% The coupling that makes the Runge-Kutta solver reversible is from:
+{_mccallum2024.strip()}
 """
 
 
