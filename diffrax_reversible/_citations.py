@@ -3,7 +3,19 @@
 import diffrax
 
 from ._adjoint import ReversibleAdjoint
-from ._solver import AbstractALFComposition, Reversible, ReversibleYoshida4
+from ._solver import (
+    AbstractALFComposition,
+    ALF,
+    EES25,
+    EES27,
+    Reversible,
+    ReversibleALF6,
+    ReversibleALF8,
+    ReversibleYoshida4,
+    ReversibleYoshida6,
+    ReversibleYoshida8,
+    SymplecticComposition,
+)
 
 
 _maslovskaya2024 = r"""
@@ -52,6 +64,43 @@ _yoshida1990 = r"""
 }
 """
 
+_blanes2002 = r"""
+@article{blanes2002practical,
+    title={Practical symplectic partitioned {R}unge--{K}utta and
+           {R}unge--{K}utta--{N}ystr{\"o}m methods},
+    author={Blanes, Sergio and Moan, Per Christian},
+    journal={Journal of Computational and Applied Mathematics},
+    volume={142},
+    number={2},
+    pages={313--330},
+    year={2002}
+}
+"""
+
+_sofroniou2005 = r"""
+@article{sofroniou2005derivation,
+    title={Derivation of symmetric composition constants for symmetric integrators},
+    author={Sofroniou, Mark and Spaletta, Giulia},
+    journal={Optimization Methods and Software},
+    volume={20},
+    number={4--5},
+    pages={597--613},
+    year={2005}
+}
+"""
+
+_kahan1997 = r"""
+@article{kahan1997composition,
+    title={Composition constants for raising the orders of unconventional schemes for
+           ordinary differential equations},
+    author={Kahan, William and Li, Ren-Cang},
+    journal={Mathematics of Computation},
+    volume={66},
+    number={219},
+    pages={1089--1099},
+    year={1997}
+}
+"""
 
 _mccallum2024 = r"""
 @misc{mccallum2024efficient,
@@ -63,13 +112,25 @@ _mccallum2024 = r"""
 }
 """
 
+_shmelev2025 = r"""
+@misc{shmelev2025explicit,
+    title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
+    author={Shmelev, Daniil and Salvi, Cristopher},
+    year={2025},
+    eprint={2509.20599},
+    archivePrefix={arXiv}
+}
+"""
+
 
 @diffrax.citation_rules.append
-def _coupling(solver=None):
-    if isinstance(solver, Reversible):
+def _mali(solver=None):
+    if isinstance(solver, ALF):
         return rf"""
-% The coupling that makes the Runge-Kutta solver reversible is from:
-{_mccallum2024.strip()}
+% The solver, with its damping, is from:
+{_zhuang2021.strip()}
+% The asynchronous leapfrog method is from:
+{_mutze2013.strip()}
 """
 
 
@@ -86,12 +147,50 @@ def _alf(solver=None):
 """
 
 
+_fractions = {
+    ReversibleYoshida4: _yoshida1990,
+    ReversibleYoshida6: _yoshida1990,
+    ReversibleYoshida8: _kahan1997,
+    ReversibleALF6: _blanes2002,
+    ReversibleALF8: _sofroniou2005,
+}
+
+
 @diffrax.citation_rules.append
-def _yoshida(solver=None):
-    if isinstance(solver, ReversibleYoshida4):
+def _composition(solver=None):
+    reference = _fractions.get(type(solver))
+    if reference is not None:
         return rf"""
-% The fractions of the solver's step (the "triple jump") are from:
-{_yoshida1990.strip()}
+% The fractions of the solver's step are from:
+{reference.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _coupling(solver=None):
+    if isinstance(solver, Reversible):
+        return rf"""
+% The coupling that makes the Runge-Kutta solver reversible is from:
+{_mccallum2024.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _ees(solver=None):
+    if isinstance(solver, EES25 | EES27):
+        return rf"""
+% The explicit and effectively symmetric scheme is from:
+{_shmelev2025.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _symplectic(solver=None):
+    if isinstance(solver, SymplecticComposition) and solver.order(None) > 2:
+        source = _kahan1997 if solver.order(None) == 8 else _blanes2002
+        return rf"""
+% The coefficients of the symplectic composition are from:
+{source.strip()}
 """
 
 
@@ -99,6 +198,12 @@ def _yoshida(solver=None):
 def _reversible_adjoint(solver=None, adjoint=None):
     if isinstance(adjoint, ReversibleAdjoint):
         # An entry printed twice would be an error in BibTeX.
+        if isinstance(solver, ALF):
+            return rf"""
+% Gradients in constant memory, by reversing the accepted steps of the solver, are from
+% zhuang2021mali, see above, and, for solvers of higher order:
+{_maslovskaya2024.strip()}
+"""
         if isinstance(solver, AbstractALFComposition):
             return r"""
 % Gradients in constant memory, by reversing the accepted steps of the solver, are from

@@ -4,10 +4,18 @@ import diffrax
 import pytest
 
 from diffrax_reversible import (
+    ALF,
+    EES25,
+    Reversible,
     ReversibleAdjoint,
     ReversibleALF2,
     ReversibleALF4,
+    ReversibleALF6,
+    ReversibleALF8,
     ReversibleYoshida4,
+    ReversibleYoshida6,
+    ReversibleYoshida8,
+    SymplecticComposition,
 )
 
 
@@ -56,3 +64,33 @@ def test_others_unchanged(capsys):
     )
     assert "tsitouras2011runge" in out
     assert "maslovskaya" not in out
+
+
+@pytest.mark.parametrize(
+    "solver, key",
+    (
+        (ALF(), "zhuang2021mali"),
+        (ReversibleALF6(), "blanes2002practical"),
+        (ReversibleALF8(), "sofroniou2005derivation"),
+        (ReversibleYoshida6(), "yoshida1990construction"),
+        (ReversibleYoshida8(), "kahan1997composition"),
+    ),
+)
+def test_fractions(capsys, solver, key):
+    out = _cite(capsys, solver=solver, adjoint=ReversibleAdjoint())
+    keys = re.findall(r"^@\w+\{(.*),$", out, re.M)
+    assert len(keys) == len(set(keys))
+    assert {key, "mutze2013asynchronous", "maslovskaya2024adaptive"} <= set(keys)
+
+
+@pytest.mark.parametrize(
+    "solver, key",
+    [
+        (Reversible(diffrax.Tsit5()), "mccallum2024efficient"),
+        (EES25(), "shmelev2025explicit"),
+        (SymplecticComposition(order=4), "blanes2002practical"),
+        (SymplecticComposition(order=8), "kahan1997composition"),
+    ],
+)
+def test_other_solvers(capsys, solver, key):
+    assert f"{{{key}," in _cite(capsys, solver=solver)

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._compat import depends, save_y
 from .._controller import Steps
-from .._solver import as_reversible
+from .._solver import AbstractReversibleSolver, as_reversible
 from .._types import IntScalarLike, RealScalarLike
 from .abstract_sweep import AbstractSweep, Batch, Inputs
 from .accuracy import check, OnInaccurate, reversal_loss
@@ -165,6 +165,11 @@ class ReversibleSweep(AbstractSweep):
 
         cotangent_dense_info = None
         with_ts = [i for i, saver in enumerate(savers) if saver.ts is not None]
+        # What side steps have saved depends on the start of the step, known later.
+        side_steps = []
+        if isinstance(solver, AbstractReversibleSolver):
+            if solver.interpolates_from_start:
+                side_steps, with_ts = with_ts, []
         has_event = problem.options["event"] is not None
         if problem.saveat.dense or has_event or len(with_ts) > 0:
             dense_info = jtu.tree_map(
@@ -225,6 +230,24 @@ class ReversibleSweep(AbstractSweep):
                 cotangent_parameters,
             )
         )
+        if len(side_steps) > 0:
+            assert isinstance(solver, AbstractReversibleSolver)
+            total = dict(y0=cotangent_y, solver_state=cotangent_solver_state)
+            total = (total, cotangent_parameters)
+
+            def side_step(parameters, start, t):
+                terms, args, t0, _ = rebuild_step(parameters)
+                return solver.side_step(
+                    terms, args, t0, t, made_jump=step.made_jump, **start
+                )
+
+            for i in side_steps:
+                start = dict(y0=y, solver_state=solver_state)
+                total, cursors[i] = savers[i].pull_back_ts(
+                    step, cursors[i], side_step, start, parameters, total, batch
+                )
+            total, cotangent_parameters = total
+            cotangent_y, cotangent_solver_state = total["y0"], total["solver_state"]
         loss, t_loss = carry.loss, carry.t_loss
         if checkpoints is not None:
             found, known = checkpoints.find(step.number - 1)

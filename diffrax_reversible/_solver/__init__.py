@@ -1,6 +1,6 @@
 from .alf import AbstractALFComposition as AbstractALFComposition
+from .alf_composition import ALFComposition as ALFComposition
 from .alf_solvers import (
-    ALFComposition as ALFComposition,
     ReversibleALF2 as ReversibleALF2,
     ReversibleALF4 as ReversibleALF4,
     ReversibleALF6 as ReversibleALF6,

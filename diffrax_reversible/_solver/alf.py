@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from .base import AbstractReversibleSolver
 from .composition import Composition
 from .damping import Relax, relaxation
 from .grid import check_grid, check_range, OnGrid, snap
+from .side_step import SideStepInterpolation
 from .update import AbstractShift, AbstractUpdate, State
 
 
@@ -82,7 +83,9 @@ def shares(control: PyTree, parts: np.ndarray) -> PyTree:
     )
 
 
-Interpolation = Literal["stages", "hermite"]
+def fixed(composition: Composition) -> Any:
+    """A field that every instance of a class has in common."""
+    return eqx.field(default=composition, init=False, repr=False, static=True)
 
 
 class AbstractALFComposition(AbstractReversibleSolver):
@@ -97,12 +100,23 @@ class AbstractALFComposition(AbstractReversibleSolver):
     with $t$ in the middle of the fraction. `y` is $z$ and the solver state is $v$, a
     second copy of the vector field, started at $v = f(t_0, z)$. Adjacent half drifts
     are done as one.
+
+    A subclass is a composition: its fractions, order, error estimate, interpolant.
+
+    With `diffrax.PIDController(rtol, atol)` the error estimates hold the tolerance as
+    `diffrax.Tsit5` does: on our test problems the global error was at most three times
+    its error. Add `pcoeff=0.4, icoeff=0.3` for fewer rejected steps, below 20% there.
+    `PIDController` with its defaults rejects up to a third of them where the step has
+    to change by much, with these solvers as with others.
+
+    The parasitic mode: $v - f$ changes its sign with each stage, and where the flow
+    contracts like $e^{-a t}$ it grows like $e^{a t}$. See `damping`.
     """
 
     composition: eqx.AbstractVar[Composition]
     damping: float = eqx.field(default=0.0, static=True)
     grid: float | None = eqx.field(default=None, static=True)
-    interpolation: Interpolation | None = eqx.field(default=None, static=True)
+    interpolation: str | None = eqx.field(default=None, static=True)
 
     term_structure: ClassVar = AbstractTerm
 
@@ -117,10 +131,10 @@ class AbstractALFComposition(AbstractReversibleSolver):
             check_grid(name, self.grid)
             if self.damping > 0:
                 raise ValueError(
-                    f"`{name}(damping=..., grid=...)`: damping merges points of a grid, "
-                    "and cannot be undone bit for bit. Use one of the two."
+                    f"`{name}(damping=..., grid=...)`: damping merges points of a "
+                    "grid, and cannot be undone bit for bit. Use one of the two."
                 )
-        known = (None, "stages", "hermite")
+        known = (None, "stages", "hermite", "side_step")
         if self.interpolation not in known:
             raise ValueError(
                 f"`{name}(interpolation={self.interpolation!r})` must be "
@@ -150,7 +164,13 @@ class AbstractALFComposition(AbstractReversibleSolver):
         return rows.reshape(-1, len(self.composition.fractions))
 
     @property
+    def interpolates_from_start(self) -> bool:
+        return self.interpolation == "side_step"
+
+    @property
     def interpolation_cls(self) -> Callable:  # pyright: ignore
+        if self.interpolates_from_start:
+            return SideStepInterpolation
         if self._by_stages:
             return StageInterpolation
         return ThirdOrderHermitePolynomialInterpolation
@@ -236,3 +256,27 @@ class AbstractALFComposition(AbstractReversibleSolver):
         rows = len(self.composition.interpolant)
         coefficients = tuple(terms.prod(s, control) for s in state1.sums[:rows])
         return dict(y1=state1.y, coefficients=coefficients)
+
+
+# What the fields of all compositions mean.
+options = r"""
+- `damping`: $\gamma \geq 0$. If positive, every step ends with
+    $v \leftarrow f + e^{-\gamma h} (v - f)$, $f = f(t_1, z)$, which takes the parasitic
+    mode of the method down and keeps its order. For vector fields that contract, like
+    $e^{-a t}$: there $v - f$ grows like $e^{a t}$ without it. The forward pass needs
+    $\gamma \geq a$; the reverse sweep, which has to undo the damping, wants
+    $\gamma \leq 2 a$, and loses digits over a time $T$ like $e^{a T}$ all the same.
+    Costs one more evaluation per step.
+- `grid`: a power of two $q$. If given, all increments are rounded to multiples of $q$
+    (and so is the initial state), with the derivative of the identity: then a step is
+    undone bit for bit, as long as the solution and the vector field are below
+    $2^{24} q$ in float32 and $2^{53} q$ in float64, which is checked when it is run.
+    See [`diffrax_reversible.propose_grid`][]. Not together with `damping`.
+- `interpolation`: how `SaveAt(ts=...)` and `SaveAt(dense=True)` interpolate.
+    `"stages"`: a polynomial of the stage values, which does not see the drift of $v$
+    away from the vector field. `"hermite"`: the cubic through both ends with the
+    slopes $v$. `"side_step"`: a shorter step of the method itself to every save time,
+    which is as accurate as the steps, and takes the evaluations of a step for each
+    save time, in the reverse sweep as well; for `SaveAt(ts=...)` only. `None`: the
+    first where the composition has such a polynomial, else the second.
+"""

@@ -21,8 +21,8 @@ class StageInterpolation(AbstractLocalInterpolation):
     the error of the polynomial.
     """
 
-    t0: RealScalarLike
-    t1: RealScalarLike
+    t0: RealScalarLike  # pyright: ignore
+    t1: RealScalarLike  # pyright: ignore
     y0: Y
     y1: Y
     coefficients: tuple[Y, ...]

@@ -1,6 +1,7 @@
 """Reversible solvers: a step is a sequence of updates, each of which can be undone."""
 
 import abc
+import functools as ft
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from .._compat import depends, prevbefore, ω
 from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScalarLike, Y
+from .side_step import NotKept
 from .update import AbstractUpdate, apply, Line, pull_back, State, Substep, undo
 
 
@@ -45,6 +47,26 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
     **Cost:** a gradient takes as many evaluations of the vector field in the reverse
     sweep as the solve took, and one vector-Jacobian product for each.
     """
+
+    @property
+    def interpolates_from_start(self) -> bool:
+        """Whether dense output is a shorter step from the start of the step, instead of
+        what `dense_info_start` and `dense_info_end` determine."""
+        return False
+
+    def side_step(
+        self,
+        terms: PyTree[AbstractTerm],
+        args: Args,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        solver_state: PyTree,
+        made_jump: BoolScalarLike,
+    ) -> Y:
+        """The solution after a step from `t0` to `t1`, and nothing else."""
+        state = State(y0, solver_state, self.zero_sums(y0, solver_state))
+        return self._do(terms, t0, t1, state, args, made_jump).y
 
     @abc.abstractmethod
     def updates(
@@ -107,17 +129,10 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         made_jump: BoolScalarLike,
     ) -> tuple[Y, Y | None, DenseInfo, PyTree, RESULTS]:
         """As [`diffrax.AbstractSolver.step`][]."""
-        state0 = state = State(y0, solver_state, self.zero_sums(y0, solver_state))
-        for lines, substeps in self._groups(terms, t0, t1, made_jump):
-
-            def forward(state, substep, lines=lines):
-                for line in lines:
-                    state = apply(line, terms, args, state, substep)
-                return state, None
-
-            state, _ = _repeat(forward, state, substeps)
+        state0 = State(y0, solver_state, self.zero_sums(y0, solver_state))
+        state = self._do(terms, t0, t1, state0, args, made_jump)
         y_error = self.error(terms, t0, t1, state0, state)
-        dense_info = self._dense_info(terms, t0, t1, state0, state)
+        dense_info = self._dense_info(terms, t0, t1, state0, state, args, made_jump)
         return state.y, y_error, dense_info, state.solver_state, RESULTS.successful
 
     def backward_step(
@@ -148,7 +163,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         del ts_state
         state1 = State(y1, solver_state, self.zero_sums(y1, solver_state))
         state0, state1 = self._undo(terms, t0, t1, state1, args, made_jump)
-        dense_info = self._dense_info(terms, t0, t1, state0, state1)
+        dense_info = self._dense_info(terms, t0, t1, state0, state1, args, made_jump)
         return state0.y, dense_info, state0.solver_state, RESULTS.successful
 
     def pull_back_step(
@@ -273,6 +288,18 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             cotangent_parameters,
         )
 
+    def _do(self, terms, t0, t1, state, args, made_jump):
+        """The state at the end of a step."""
+        for lines, substeps in self._groups(terms, t0, t1, made_jump):
+
+            def forward(state, substep, lines=lines):
+                for line in lines:
+                    state = apply(line, terms, args, state, substep)
+                return state, None
+
+            state, _ = _repeat(forward, state, substeps)
+        return state
+
     def _undo(self, terms, t0, t1, state1, args, made_jump):
         """The states at the start and, with its sums, at the end of a step. `state1` is
         given without them."""
@@ -299,6 +326,9 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         substep = jtu.tree_map(lambda x: x[None], substep)
         return [((line,), substep), *groups]
 
-    def _dense_info(self, terms, t0, t1, state0, state1):
+    def _dense_info(self, terms, t0, t1, state0, state1, args, made_jump):
+        if self.interpolates_from_start:
+            step = NotKept(ft.partial(self.side_step, terms, args, made_jump=made_jump))
+            return dict(y0=state0.y, solver_state=state0.solver_state, side_step=step)
         start = self.dense_info_start(terms, t0, t1, state0)
         return start | self.dense_info_end(terms, t0, t1, state1)

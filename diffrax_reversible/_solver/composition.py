@@ -1,4 +1,4 @@
-"""Compositions of asynchronous-leapfrog steps: what one is, and what it must satisfy."""
+"""Compositions of asynchronous-leapfrog steps: what they are and must satisfy."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ class Composition:
 def _check_finite(name: str, values: tuple[float, ...]) -> None:
     if not all(math.isfinite(value) for value in values):
         raise ValueError(
-            f"`ALFComposition({name}=...)` must be finite numbers, and they are {values}."
+            f"`ALFComposition({name}=...)` must be finite, and they are {values}."
         )
 
 
@@ -61,9 +61,9 @@ def check_composition(composition: Composition) -> None:
     _check_finite("fractions", g)
     if abs(math.fsum(g) - 1) > 1e-12:
         raise ValueError(
-            "`ALFComposition(fractions=...)` must sum to one, to within 1e-12, and they "
-            f"sum to {math.fsum(g)!r}. Give them to double precision; the last one may "
-            "be computed as one minus the others."
+            "`ALFComposition(fractions=...)` must sum to one, to within 1e-12, and "
+            f"they sum to {math.fsum(g)!r}. Give them to double precision; the last "
+            "one may be computed as one minus the others."
         )
     if any(abs(a - b) > 1e-12 for a, b in zip(g, reversed(g))):
         raise ValueError(

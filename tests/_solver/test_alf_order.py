@@ -77,7 +77,7 @@ def test_order(solver, order, numbers):
         y, v = lax.fori_loop(0, n, body, (_start, v))
         return _stack(y), _stack(v)
 
-    counts = np.unique(np.geomspace(*numbers, 4).astype(int) // 2 * 2)
+    counts = np.unique(np.geomspace(numbers[0], numbers[1], 4).astype(int) // 2 * 2)
 
     def orders(wave, rough):
         results = [solve(n, wave, rough) for n in counts]

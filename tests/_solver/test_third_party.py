@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -17,7 +17,7 @@ from ..helpers import jit, leaf_differences, loss, parameters, save_everything, 
 class _OnlyBackwardStep(diffrax.AbstractSolver):
     """Knows how to step back, and nothing of updates."""
 
-    inside: eqx.Module
+    inside: Reversible
 
     term_structure = diffrax.AbstractTerm
     interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation
@@ -25,12 +25,12 @@ class _OnlyBackwardStep(diffrax.AbstractSolver):
     def order(self, terms):
         return 2
 
-    def init(self, *args):
+    def init(self, terms, t0, t1, y0, args):
         # A number of steps, which is not differentiated.
-        return self.inside.init(*args), 0
+        return self.inside.init(terms, t0, t1, y0, args), 0
 
-    def func(self, *args):
-        return self.inside.func(*args)
+    def func(self, terms, t0, y0, args):
+        return self.inside.func(terms, t0, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         state, count = solver_state
@@ -72,7 +72,7 @@ def test_example_of_a_solver():
     lines = [line for line in block[start:end].splitlines() if line.strip()]
     print(f"{len(lines)} lines")
     assert len(lines) < 30
-    names = {"__name__": "readme"}
+    names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(block, "README.md", "exec"), names)
     grad = jax.grad(names["loss"])
     found = grad(1.3, ReversibleAdjoint())

@@ -1,0 +1,185 @@
+"""No gradient is wrong without a word: the check of the reversal, and checkpoints."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+from diffrax_reversible import ReversibleAdjoint, ReversibleALF4
+from diffrax_reversible._adjoint.accuracy import default_rtol
+from diffrax_reversible._adjoint.checkpoints import Checkpoints
+
+from ..helpers import jit, tree_difference
+
+
+_float32 = lambda x: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), x)
+
+
+def _van_der_pol(t, y, mu):
+    return jnp.stack([y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]])
+
+
+_mlp = _float32(eqx.nn.MLP(8, 8, 16, 1, activation=jnp.tanh, key=jr.PRNGKey(0)))
+_weights, _rest = eqx.partition(_mlp, eqx.is_inexact_array)
+
+
+def _contracting(t, y, weights):
+    return eqx.combine(weights, _rest)(y) - 1.5 * y + jnp.cos(t)
+
+
+_PROBLEMS = (
+    # Two periods.
+    pytest.param(_van_der_pol, jnp.array([2.0, 0.0]), 5.0, 24.0, 0.01, 10.0, id="vdP"),
+    pytest.param(
+        _contracting, jnp.linspace(-1, 1, 8), _weights, 12.0, 0.05, 2.0, id="MLP"
+    ),
+)
+
+
+def _loss(y0, args, vector_field, t1, dt0, damping, adjoint, throw=True):
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(vector_field),
+        ReversibleALF4(damping=damping),
+        *_float32((0.0, t1, dt0)),
+        y0,
+        args,
+        saveat=diffrax.SaveAt(ts=_float32(jnp.linspace(1.0, t1, 5))),
+        adjoint=adjoint,
+        max_steps=4096,
+        throw=throw,
+    )
+    return jnp.sum(solution.ys**2)
+
+
+def _grad(problem, adjoint, throw=True):
+    vector_field, y0, args, *options = problem
+    f = lambda *x: _loss(*x, vector_field, *options, adjoint, throw)
+    return jit(jax.grad(f, (0, 1)))(*_float32((y0, args)))
+
+
+@pytest.mark.parametrize(
+    "problem", [pytest.param(p.values, id=p.id) for p in _PROBLEMS]
+)
+def test_contraction(problem):
+    true_grad = _grad(problem, diffrax.RecursiveCheckpointAdjoint())
+    grad = _grad(problem, ReversibleAdjoint(checkpoints=32))
+    difference = tree_difference(grad, true_grad)
+    print(f"with 32 checkpoints: {difference:.1e}")
+    assert difference < 1e-3
+    with pytest.raises(Exception, match="has lost the solution") as error:
+        jax.block_until_ready(_grad(problem, ReversibleAdjoint()))
+    for way_out in ("checkpoints=", "float64", "RecursiveCheckpointAdjoint()"):
+        assert way_out in str(error.value)
+
+
+_problem = _PROBLEMS[1].values
+
+
+def test_nan():
+    """By choice, and with `throw=False`."""
+    for adjoint, throw in (
+        (ReversibleAdjoint(on_inaccurate="nan"), True),
+        (ReversibleAdjoint(), False),
+    ):
+        grads = jax.tree.leaves(_grad(_problem, adjoint, throw))
+        assert all(bool(jnp.all(jnp.isnan(x))) for x in grads)
+
+
+def test_warning():
+    with pytest.warns(UserWarning, match="has lost the solution"):
+        grads = _grad(_problem, ReversibleAdjoint(on_inaccurate="warn"))
+        jax.block_until_ready(grads)
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("outside", (False, True))
+def test_batch(outside):
+    """The element that failed is named; whatever the order of `vmap` and `grad`."""
+    vector_field, y0, args, t1, dt0, damping = _problem
+
+    def loss(y0, args, t1):
+        adjoint = ReversibleAdjoint()
+        return _loss(y0, args, vector_field, t1, dt0, damping, adjoint)
+
+    # The third element contracts for long.
+    y0, t1s = _float32((jnp.stack(3 * [y0]), jnp.array([1.0, 2.0, 12.0])))
+    axes = (0, None, 0)
+    if outside:
+        grad = jax.vmap(jax.grad(loss, (0, 1)), axes)
+    else:
+        grad = jax.grad(lambda *x: jnp.sum(jax.vmap(loss, axes)(*x)), (0, 1))
+    with pytest.raises(Exception, match=r"element \(2,\) of the batch"):
+        jax.block_until_ready(jit(grad)(y0, _float32(args), t1s))
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+def test_default_rtol(dtype):
+    """A lost digit of the state costs a digit of the gradient, so that two are kept
+    where the default lets the reversal pass, and the default is not reached by rounding
+    alone."""
+    y = jnp.ones(2, dtype)
+    assert 1e3 * jnp.finfo(dtype).eps < default_rtol(y) < 1e-2
+
+
+@pytest.mark.parametrize("slots", (1, 4, 7))
+def test_checkpoints_are_spread_evenly(slots):
+    def keep(checkpoints, number):
+        new = checkpoints.keep(number, jnp.asarray(number, float), number != 11)
+        return new, None
+
+    for steps in (1, slots, 5 * slots + 2, 100):
+        start = Checkpoints.empty(slots, jnp.array(0.0))
+        kept, _ = jax.lax.scan(keep, start, jnp.arange(1, steps + 1))
+        numbers = kept.numbers[kept.numbers > 0]
+        assert len(set(numbers.tolist())) == len(numbers)
+        assert jnp.all(numbers % kept.stride == 0)
+        assert len(numbers) >= min(steps, slots // 2)
+        # As finely as there is room for.
+        assert kept.stride <= max(1, 2 * (steps + 1) / (slots + 1))
+        for number in range(steps + 1):
+            found, state = kept.find(number)
+            assert bool(found) == (number in numbers.tolist())
+            assert not found or state == number
+
+
+def test_checkpoints_are_what_memory_grows_by():
+    def temp_bytes(slots, steps):
+        y0 = jnp.ones(1000)
+        adjoint = ReversibleAdjoint(checkpoints=slots)
+
+        def loss(y0):
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(lambda t, y, args: -jnp.sin(y)),
+                ReversibleALF4(),
+                0.0,
+                1.0,
+                1 / steps,
+                y0,
+                adjoint=adjoint,
+                max_steps=steps,
+            )
+            return jnp.sum(solution.ys**2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(y0).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    states = lambda slots: slots * 2 * 1000 * 8
+    small, large, long = temp_bytes(8, 100), temp_bytes(64, 100), temp_bytes(64, 10000)
+    print(f"temp memory: {small}, {large}, {long} bytes")
+    assert long == large
+    assert large - small < 1.3 * (states(64) - states(8)) + 1000
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    (
+        (dict(checkpoints=0), "checkpoints="),
+        (dict(rtol=0.0), "rtol="),
+        (dict(on_inaccurate="ignore"), "on_inaccurate="),
+    ),
+)
+def test_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReversibleAdjoint(**options)
