@@ -131,8 +131,9 @@ class EES25(AbstractEES):
     [`diffrax_reversible.ReversibleAdjoint`][] for problems that contract, for which the
     exactly reversible solvers become unstable. The error that remains in a gradient is
     that of the reversal, of order `h^5`, while the solution itself has one of order
-    `h^2`. Do not use it where the gradient must be exact, or with large steps; `ReversibleAdjoint(rtol=...)` says what error of
-    the reversal is accepted, and raises for a larger one.
+    `h^2`. Do not use it where the
+    gradient must be exact, or with large steps. `ReversibleAdjoint(rtol=...)` says what
+    error of the reversal to accept; it raises for a larger one.
 
     It has an error estimate of third order for adaptive steps, and a parabola for
     `SaveAt(ts=...)` and dense output. When used to solve SDEs, it converges to the
@@ -177,9 +178,9 @@ class EES27(AbstractEES):
     [`diffrax_reversible.ReversibleAdjoint`][] for problems that contract, for which the
     exactly reversible solvers become unstable. The error that remains in a gradient is
     that of the reversal, of order `h^7`, while the solution itself has one of order
-    `h^2`. [`diffrax_reversible.EES25`][] costs one evaluation less. Do not use it where
-    the gradient must be exact, or with large steps; `ReversibleAdjoint(rtol=...)` says what error of
-    the reversal is accepted, and raises for a larger one.
+    `h^2`. [`diffrax_reversible.EES25`][] costs one evaluation less. Do not use it where the
+    gradient must be exact, or with large steps. `ReversibleAdjoint(rtol=...)` says what
+    error of the reversal to accept; it raises for a larger one.
 
     It has an error estimate of third order for adaptive steps, and a parabola for
     `SaveAt(ts=...)` and dense output. When used to solve SDEs, it converges to the
