@@ -80,38 +80,12 @@ class UpdatesReversal(AbstractReversal):
 
     solver: AbstractReversibleSolver
 
-    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
-        return self.solver.backward_step(
-            terms, t0, t1, y1, args, ts_state, solver_state, made_jump
-        )
+    # One after the other, as they are.
+    def backward_step(self, *args):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.solver.backward_step(*args)
 
-    def pull_back_step(
-        self,
-        rebuild,
-        parameters,
-        y1,
-        ts_state,
-        solver_state,
-        made_jump,
-        cotangent_y,
-        cotangent_solver_state,
-        cotangent_dense_info,
-        accumulate,
-        cotangent_parameters,
-    ):
-        return self.solver.pull_back_step(
-            rebuild,
-            parameters,
-            y1,
-            ts_state,
-            solver_state,
-            made_jump,
-            cotangent_y,
-            cotangent_solver_state,
-            cotangent_dense_info,
-            accumulate,
-            cotangent_parameters,
-        )
+    def pull_back_step(self, *args):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.solver.pull_back_step(*args)
 
 
 def add(*trees: PyTree) -> PyTree:
