@@ -45,7 +45,6 @@ SOLVERS = (
     pytest.param(ALF(eta=0.8), id="MALI damped"),
     pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
     pytest.param(ReversibleALF4(grid=2.0**-44), id="ALF4 grid"),
-    pytest.param(ReversibleALF4(interpolation="hermite"), id="ALF4 Hermite"),
     pytest.param(Reversible(diffrax.Heun()), id="Heun coupled"),
     pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled"),
     pytest.param(_blanes_moan4, id="BlanesMoan4"),

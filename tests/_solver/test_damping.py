@@ -28,6 +28,7 @@ def _end(solver, steps, t1, adjoint):
             adjoint=adjoint,
             max_steps=steps + 1,
         )
+        assert solution.ys is not None
         return solution.ys[0]
 
     return f

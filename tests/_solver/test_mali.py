@@ -42,6 +42,7 @@ def test_as_mali(eta):
     true_z, true_v, true_estimate = _mali_step(z, v, t, h, eta)
     assert np.allclose(found_z, true_z, rtol=1e-14)
     assert np.allclose(found_v, true_v, rtol=1e-14)
+    assert estimate is not None
     assert np.allclose(estimate, 4 * true_estimate, rtol=1e-13)
 
     found_z, _, found_v, _ = solver.backward_step(

@@ -1,7 +1,6 @@
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from diffrax_reversible import (
@@ -88,6 +87,7 @@ def test_gradient_of_a_batch():
                 adjoint=adjoint,
                 max_steps=64,
             )
+            assert solution.ys is not None
             return jnp.sum(jnp.sin(solution.ys))
 
         total = lambda y0s, a: jnp.sum(jax.vmap(one, (0, 0, None))(y0s, ts, a))
@@ -118,7 +118,7 @@ def test_only_steps_with_save_times_are_stepped_aside():
         jax.effects_barrier()
         return len(calls)
 
-    ts = np.array([0.15, 0.17, 0.62])
+    ts = jnp.array([0.15, 0.17, 0.62])
     assert count(diffrax.SaveAt(ts=ts)) - count(diffrax.SaveAt(t1=True)) == 5 * len(ts)
 
 
