@@ -9,6 +9,8 @@ from ._controller import (
 from ._solver import (
     AbstractALFComposition as AbstractALFComposition,
     AbstractReversibleSolver as AbstractReversibleSolver,
+    AbstractShift as AbstractShift,
+    AbstractUpdate as AbstractUpdate,
     ALF as ALF,
     ALFComposition as ALFComposition,
     EES25 as EES25,
@@ -22,6 +24,7 @@ from ._solver import (
     ReversibleYoshida4 as ReversibleYoshida4,
     ReversibleYoshida6 as ReversibleYoshida6,
     ReversibleYoshida8 as ReversibleYoshida8,
+    State as State,
     StormerVerlet as StormerVerlet,
     SymplecticComposition as SymplecticComposition,
 )

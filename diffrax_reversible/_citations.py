@@ -6,11 +6,15 @@ from ._adjoint import ReversibleAdjoint
 from ._solver import (
     AbstractALFComposition,
     ALF,
+    EES25,
+    EES27,
+    Reversible,
     ReversibleALF6,
     ReversibleALF8,
     ReversibleYoshida4,
     ReversibleYoshida6,
     ReversibleYoshida8,
+    SymplecticComposition,
 )
 
 
@@ -98,6 +102,26 @@ _kahan1997 = r"""
 }
 """
 
+_mccallum2024 = r"""
+@misc{mccallum2024efficient,
+    title={Efficient, Accurate and Stable Gradients for Neural {ODE}s},
+    author={McCallum, Sam and Foster, James},
+    year={2024},
+    eprint={2410.11648},
+    archivePrefix={arXiv}
+}
+"""
+
+_shmelev2025 = r"""
+@misc{shmelev2025explicit,
+    title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
+    author={Shmelev, Daniil and Salvi, Cristopher},
+    year={2025},
+    eprint={2509.20599},
+    archivePrefix={arXiv}
+}
+"""
+
 
 @diffrax.citation_rules.append
 def _mali(solver=None):
@@ -139,6 +163,34 @@ def _composition(solver=None):
         return rf"""
 % The fractions of the solver's step are from:
 {reference.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _coupling(solver=None):
+    if isinstance(solver, Reversible):
+        return rf"""
+% The coupling that makes the Runge-Kutta solver reversible is from:
+{_mccallum2024.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _ees(solver=None):
+    if isinstance(solver, EES25 | EES27):
+        return rf"""
+% The explicit and effectively symmetric scheme is from:
+{_shmelev2025.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _symplectic(solver=None):
+    if isinstance(solver, SymplecticComposition) and solver.order(None) > 2:
+        source = _kahan1997 if solver.order(None) == 8 else _blanes2002
+        return rf"""
+% The coefficients of the symplectic composition are from:
+{source.strip()}
 """
 
 

@@ -5,6 +5,8 @@ import pytest
 
 from diffrax_reversible import (
     ALF,
+    EES25,
+    Reversible,
     ReversibleAdjoint,
     ReversibleALF2,
     ReversibleALF4,
@@ -13,6 +15,7 @@ from diffrax_reversible import (
     ReversibleYoshida4,
     ReversibleYoshida6,
     ReversibleYoshida8,
+    SymplecticComposition,
 )
 
 
@@ -78,3 +81,16 @@ def test_fractions(capsys, solver, key):
     keys = re.findall(r"^@\w+\{(.*),$", out, re.M)
     assert len(keys) == len(set(keys))
     assert {key, "mutze2013asynchronous", "maslovskaya2024adaptive"} <= set(keys)
+
+
+@pytest.mark.parametrize(
+    "solver, key",
+    [
+        (Reversible(diffrax.Tsit5()), "mccallum2024efficient"),
+        (EES25(), "shmelev2025explicit"),
+        (SymplecticComposition(order=4), "blanes2002practical"),
+        (SymplecticComposition(order=8), "kahan1997composition"),
+    ],
+)
+def test_other_solvers(capsys, solver, key):
+    assert f"{{{key}," in _cite(capsys, solver=solver)

@@ -31,13 +31,13 @@ _MESSAGE = (
 def default_rtol(y: PyTree[Array]) -> float:
     """The loss at which a gradient still keeps two digits, with a margin for problems
     whose gradient is more sensitive than their solution."""
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y))
+    eps = max((float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y)), default=0.1)
     return eps ** (1 / 3)
 
 
 def _norm(y: PyTree[Array]) -> Array:
     leaves = [jnp.max(jnp.abs(x), initial=0) for x in jtu.tree_leaves(y)]
-    return ft.reduce(jnp.maximum, leaves, jnp.array(0.0, leaves[0].dtype))
+    return ft.reduce(jnp.maximum, leaves)
 
 
 def reversal_loss(found: PyTree, known: PyTree, final: PyTree) -> Array:

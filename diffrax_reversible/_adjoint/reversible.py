@@ -1,6 +1,7 @@
 """Exact gradients of a reversible solve, without storing it."""
 
 import functools as ft
+from typing import cast
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -142,7 +143,7 @@ class ReversibleAdjoint(AbstractAdjoint):
 
     checkpoints: int | None = eqx.field(static=True, default=None)
     rtol: float | None = eqx.field(static=True, default=None)
-    on_inaccurate: OnInaccurate = eqx.field(static=True, default="raise")
+    on_inaccurate: str = eqx.field(static=True, default="raise")
 
     def __check_init__(self):
         if self.checkpoints is not None and self.checkpoints < 1:
@@ -230,7 +231,7 @@ class ReversibleAdjoint(AbstractAdjoint):
         if isinstance(controller, RecordedSteps):
             _refuse_unknown_jumps(controller, solver, terms, init_state)
         rtol = default_rtol(y) if self.rtol is None else self.rtol
-        on_inaccurate = self.on_inaccurate
+        on_inaccurate = cast(OnInaccurate, self.on_inaccurate)
         if on_inaccurate == "raise" and not throw:
             on_inaccurate = "nan"
         if event is not None:

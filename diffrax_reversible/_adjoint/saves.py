@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from .._compat import depends, ω
-from .._types import BoolScalarLike, DenseInfo, IntScalarLike, RealScalarLike, Y
+from .._types import BoolScalarLike, IntScalarLike, RealScalarLike, Y
 from .abstract_sweep import Batch
 
 
@@ -103,14 +103,15 @@ class Saver(eqx.Module):
         self,
         step: Step,
         cursor: Cursor,
-        interpolate: Callable[[PyTree, DenseInfo, RealScalarLike], Y],
-        dense_info: DenseInfo,
+        interpolate: Callable[[PyTree, PyTree, RealScalarLike], Y],
+        dense_info: PyTree,
         parameters,
         total,
         batch: Batch,
     ):
-        """Undoes `SubSaveAt(ts=...)`. `total` are the cotangents of `dense_info` and of
-        the parameters; returns the new ones and the new cursor."""
+        """Undoes `SubSaveAt(ts=...)`. `interpolate` makes the solution at a time of the
+        parameters and of `dense_info`, whatever that is; `total` are the cotangents of
+        `dense_info` and of the parameters. Returns the new ones and the new cursor."""
         ts = self.ts
         assert ts is not None
         go_on = lambda cursor: batch.any(self.has_pending(step, cursor, parameters))

@@ -1,6 +1,5 @@
 """The reverse sweep: walks the accepted steps of a solve backwards."""
 
-import functools as ft
 from collections.abc import Callable
 
 import equinox as eqx
@@ -9,15 +8,15 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-from .._compat import depends, save_y
 from .._controller import Steps
-from .._solver import AbstractReversibleSolver, as_reversible
+from .._solver import as_reversible
 from .._types import IntScalarLike, RealScalarLike
 from .abstract_sweep import AbstractSweep, Batch, Inputs
 from .accuracy import check, OnInaccurate, reversal_loss
 from .checkpoints import Checkpoints
-from .problem import differentiated, is_none, join, Problem, run, save_states
-from .saves import Cursor, pull_back, Saver, Step
+from .problem import differentiated, is_none, join, run, save_states
+from .saves import Cursor, Step
+from .step_back import StepBack, where
 
 
 class _Walk(eqx.Module):
@@ -31,14 +30,6 @@ class _Walk(eqx.Module):
     cotangent_solver_state: PyTree
     loss: Array
     t_loss: RealScalarLike
-
-
-def _where(pred, x, y):
-    if pred is True:
-        return x
-    if isinstance(y, int):
-        return jtu.tree_map(lambda a: jnp.where(pred, a, y), x)
-    return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), x, y)
 
 
 class ReversibleSweep(AbstractSweep):
@@ -120,134 +111,29 @@ class ReversibleSweep(AbstractSweep):
         final, checkpoints = outputs
         cotangent, _ = cotangents
         step = self._current_step(problem, rebuild, final, carry, batch, parameters)
-        last = step.active & (step.number == final.num_accepted_steps)
-        savers = self._savers(problem, rebuild, cotangent)
-        cursors = list(carry.cursors)
-
-        def rebuild_step(parameters):
-            t0, t1 = step.interval(parameters)
-            parameters = rebuild(parameters)
-            return parameters.terms, parameters.args, t0, t1
-
-        y, solver_state = solver.arrive(
-            rebuild_step, parameters, carry.y, carry.solver_state
+        carried = (carry.y, carry.solver_state)
+        back = StepBack(
+            problem, solver, rebuild, parameters, step, final, cotangent, carried, batch
         )
-
-        # What the end of the step was used for.
-        cotangent_y, cotangent_solver_state = _where(
+        cotangent_y, cotangent_solver_state = where(
             step.active, (carry.cotangent_y, carry.cotangent_solver_state), 0
         )
-        total = (cotangent_y, cotangent_parameters)
-        for i, saver in enumerate(savers):
-            if saver.steps != 0:
-                total, cursors[i] = saver.pull_back_end(
-                    step, cursors[i], y, parameters, total, batch
-                )
+        total, cursors = back.end((cotangent_y, cotangent_parameters), carry.cursors)
         cotangent_y, cotangent_parameters = total
-        cotangent_parameters = self._pull_back_times(
-            step, last, cotangent, parameters, cotangent_parameters, batch
+        cotangent_dense_info, cotangent_parameters, cursors = back.inside(
+            cotangent_parameters, cursors
         )
-
-        # What its inside was used for.
-        def backward_step():
-            args, terms = problem.parameters.args, problem.parameters.terms
-            _, dense_info, _, _ = solver.backward_step(
-                terms,
-                step.t0,
-                step.t1,
-                y,
-                args,
-                (step.t_previous,),
-                solver_state,
-                step.made_jump,
-            )
-            return dense_info
-
-        cotangent_dense_info = None
-        with_ts = [i for i, saver in enumerate(savers) if saver.ts is not None]
-        # What side steps have saved depends on the start of the step, known later.
-        side_steps = []
-        if isinstance(solver, AbstractReversibleSolver):
-            if solver.interpolates_from_start:
-                side_steps, with_ts = with_ts, []
-        has_event = problem.options["event"] is not None
-        if problem.saveat.dense or has_event or len(with_ts) > 0:
-            dense_info = jtu.tree_map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                eqx.filter_eval_shape(backward_step),
-            )
-            cotangent_dense_info = dense_info
-            if problem.saveat.dense:
-                row = jtu.tree_map(lambda x: x[step.number - 1], cotangent.dense_infos)
-                cotangent_dense_info = _where(step.active, row, 0)
-            if has_event:
-                cotangent_dense_info = jtu.tree_map(
-                    lambda total, x: total + jnp.where(last, x, 0),
-                    cotangent_dense_info,
-                    cotangent.event_dense_info,
-                )
-            total = (cotangent_dense_info, cotangent_parameters)
-            if len(with_ts) > 0 and not self._is_linear(
-                problem, rebuild, savers, parameters
-            ):
-                # What is saved is not linear in `dense_info`, so that this must be
-                # known: at the cost of one more `backward_step`.
-                pending = [
-                    savers[i].has_pending(step, cursors[i], parameters) for i in with_ts
-                ]
-                dense_info = lax.cond(
-                    batch.any(ft.reduce(jnp.logical_or, pending)),
-                    backward_step,
-                    lambda: dense_info,
-                )
-
-            def interpolate(parameters, dense_info, t):
-                t0, t1 = step.interval(parameters)
-                interpolation = problem.solver.interpolation_cls(
-                    t0=t0, t1=t1, **dense_info
-                )
-                return interpolation.evaluate(t)
-
-            for i in with_ts:
-                total, cursors[i] = savers[i].pull_back_ts(
-                    step, cursors[i], interpolate, dense_info, parameters, total, batch
-                )
-            cotangent_dense_info, cotangent_parameters = total
-
-        # The step itself.
-        y, solver_state, cotangent_y, cotangent_solver_state, cotangent_parameters = (
-            solver.pull_back_step(
-                rebuild_step,
-                parameters,
-                y,
-                (step.t_previous,),
-                solver_state,
-                step.made_jump,
-                cotangent_y,
-                cotangent_solver_state,
-                cotangent_dense_info,
-                batch.accumulate,
-                cotangent_parameters,
-            )
+        y, solver_state, *state, cotangent_parameters = back.itself(
+            cotangent_y,
+            cotangent_solver_state,
+            cotangent_dense_info,
+            cotangent_parameters,
         )
-        if len(side_steps) > 0:
-            assert isinstance(solver, AbstractReversibleSolver)
-            total = dict(y0=cotangent_y, solver_state=cotangent_solver_state)
-            total = (total, cotangent_parameters)
+        total, cursors = back.start(
+            (y, solver_state), (tuple(state), cotangent_parameters), cursors
+        )
+        (cotangent_y, cotangent_solver_state), cotangent_parameters = total
 
-            def side_step(parameters, start, t):
-                terms, args, t0, _ = rebuild_step(parameters)
-                return solver.side_step(
-                    terms, args, t0, t, made_jump=step.made_jump, **start
-                )
-
-            for i in side_steps:
-                start = dict(y0=y, solver_state=solver_state)
-                total, cursors[i] = savers[i].pull_back_ts(
-                    step, cursors[i], side_step, start, parameters, total, batch
-                )
-            total, cotangent_parameters = total
-            cotangent_y, cotangent_solver_state = total["y0"], total["solver_state"]
         loss, t_loss = carry.loss, carry.t_loss
         if checkpoints is not None:
             found, known = checkpoints.find(step.number - 1)
@@ -260,7 +146,7 @@ class ReversibleSweep(AbstractSweep):
 
             (y, solver_state), new_loss = lax.cond(
                 batch.any(found),
-                lambda: _where(found, restart(), ((y, solver_state), 0 * loss)),
+                lambda: where(found, restart(), ((y, solver_state), 0 * loss)),
                 lambda: ((y, solver_state), 0 * loss),
             )
             t_loss = jnp.where(new_loss > loss, step.t0, t_loss)
@@ -275,7 +161,7 @@ class ReversibleSweep(AbstractSweep):
             loss,
             t_loss,
         )
-        return _where(step.active, new, carry), cotangent_parameters
+        return where(step.active, new, carry), cotangent_parameters
 
     def finish(
         self, inputs: Inputs, outputs: PyTree, cotangents: PyTree, carry: _Walk
@@ -330,52 +216,3 @@ class ReversibleSweep(AbstractSweep):
         return Step(
             number, active, interval, t_previous, *interval(parameters), made_jump
         )
-
-    @staticmethod
-    def _savers(problem: Problem, rebuild, cotangent) -> list[Saver]:
-        def saver(i, subsaveat, buffers):
-            ts = None
-            if problem.parameters.ts[i] is not None:
-                ts = lambda parameters: rebuild(parameters).ts[i]
-
-            def fn(parameters, t, y):
-                parameters = rebuild(parameters)
-                return parameters.fns[i](t, y, parameters.args)
-
-            return Saver(ts, subsaveat.steps, fn, (buffers.ts, buffers.ys))
-
-        return [
-            saver(i, subsaveat, buffers)
-            for i, (subsaveat, buffers) in enumerate(
-                zip(problem.subsaveats, save_states(cotangent))
-            )
-        ]
-
-    @staticmethod
-    def _is_linear(problem, rebuild, savers, parameters) -> bool:
-        """Whether all that is interpolated is linear in `dense_info`."""
-        with_ts = [i for i, saver in enumerate(savers) if saver.ts is not None]
-        times = lambda p: (rebuild(p).span, [rebuild(p).ts[i] for i in with_ts])
-        return all(
-            problem.parameters.fns[i] is save_y for i in with_ts
-        ) and not depends(times, parameters)
-
-    @staticmethod
-    def _pull_back_times(step, last, cotangent, parameters, total, batch):
-        """The times that the loop hands out: of its end, of dense output, of an event."""
-        event = cotangent.event_tprev is not None
-
-        def value(_, parameters):
-            t0, t1 = step.interval(parameters)
-            return (t1, t1, t0, t1) if event else (t1, t1)
-
-        dense = 0.0 if cotangent.dense_ts is None else cotangent.dense_ts[step.number]
-        row = [jnp.where(last, cotangent.tprev, 0), jnp.where(step.active, dense, 0)]
-        if event:
-            row += [
-                jnp.where(last, cotangent.event_tprev, 0),
-                jnp.where(last, cotangent.event_tnext, 0),
-            ]
-        row = tuple(jnp.asarray(x, jnp.result_type(step.t0)) for x in row)
-        _, total = pull_back(value, (), parameters, row, ((), total), batch)
-        return total

@@ -17,4 +17,9 @@ from .mali import ALF as ALF
 from .registry import as_reversible as as_reversible
 from .sde import refuse_sde as refuse_sde
 from .symplectic_composition import SymplecticComposition as SymplecticComposition
+from .update import (
+    AbstractShift as AbstractShift,
+    AbstractUpdate as AbstractUpdate,
+    State as State,
+)
 from .verlet import StormerVerlet as StormerVerlet

@@ -122,6 +122,40 @@ class AbstractEES(AbstractAdaptiveSolver, AbstractStratonovichSolver):
 
 
 class EES25(AbstractEES):
+    """An explicit and effectively symmetric Runge-Kutta scheme: of order 2, with
+    three stages, and nearly reversible. A step of `-h` undoes a step of `h` up to an
+    error of order `h^6`, so that the reverse sweep follows the solve with an error of
+    order `h^5`.
+
+    It keeps one copy of the solution only, and so has no parasitic mode: use it with
+    [`diffrax_reversible.ReversibleAdjoint`][] for problems that contract, for which the
+    exactly reversible solvers become unstable. The error that remains in a gradient is
+    that of the reversal, of order `h^5`, while the solution itself has one of order
+    `h^2`. Do not use it where the
+    gradient must be exact, or with large steps. `ReversibleAdjoint(rtol=...)` says what
+    error of the reversal to accept; it raises for a larger one.
+
+    It has an error estimate of third order for adaptive steps, and a parabola for
+    `SaveAt(ts=...)` and dense output. When used to solve SDEs, it converges to the
+    Stratonovich solution.
+
+    **Cost** per step: three evaluations of the vector field forward, six in the
+    reverse sweep (a step back, and the step again), and three vector-Jacobian products.
+    Memory: that of one step.
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @misc{shmelev2025explicit,
+            title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
+            author={Shmelev, Daniil and Salvi, Cristopher},
+            year={2025},
+            eprint={2509.20599},
+            archivePrefix={arXiv}
+        }
+        ```
+    """
+
     tableau: ClassVar[Tableau] = Tableau(
         a=np.array([[0, 0, 0], [1 / 2, 0, 0], [0, 1, 0]]),
         b=np.array([1 / 4, 1 / 2, 1 / 4]),
@@ -135,6 +169,40 @@ _r = 1 / np.sqrt(2)
 
 
 class EES27(AbstractEES):
+    """An explicit and effectively symmetric Runge-Kutta scheme: of order 2, with
+    four stages, and nearly reversible. A step of `-h` undoes a step of `h` up to an
+    error of order `h^8`, so that the reverse sweep follows the solve with an error of
+    order `h^7`.
+
+    It keeps one copy of the solution only, and so has no parasitic mode: use it with
+    [`diffrax_reversible.ReversibleAdjoint`][] for problems that contract, for which the
+    exactly reversible solvers become unstable. The error that remains in a gradient is
+    that of the reversal, of order `h^7`, while the solution itself has one of order
+    `h^2`. [`diffrax_reversible.EES25`][] costs one evaluation less. Do not use it where the
+    gradient must be exact, or with large steps. `ReversibleAdjoint(rtol=...)` says what
+    error of the reversal to accept; it raises for a larger one.
+
+    It has an error estimate of third order for adaptive steps, and a parabola for
+    `SaveAt(ts=...)` and dense output. When used to solve SDEs, it converges to the
+    Stratonovich solution.
+
+    **Cost** per step: four evaluations of the vector field forward, eight in the
+    reverse sweep (a step back, and the step again), and four vector-Jacobian products.
+    Memory: that of one step.
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @misc{shmelev2025explicit,
+            title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
+            author={Shmelev, Daniil and Salvi, Cristopher},
+            year={2025},
+            eprint={2509.20599},
+            archivePrefix={arXiv}
+        }
+        ```
+    """
+
     tableau: ClassVar[Tableau] = Tableau(
         a=np.array(
             [[0, 0, 0, 0], [1 - _r, 0, 0, 0], [0, _r, 0, 0], [1 - _r, 0, _r, 0]]
@@ -144,3 +212,7 @@ class EES27(AbstractEES):
         # Of the size of the error of the step.
         error=np.array([1, -1, -1, 1]) / 16,
     )
+
+
+EES25.__init__.__doc__ = """**Arguments:** None"""
+EES27.__init__.__doc__ = """**Arguments:** None"""

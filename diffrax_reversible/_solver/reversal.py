@@ -80,10 +80,11 @@ class UpdatesReversal(AbstractReversal):
 
     solver: AbstractReversibleSolver
 
-    def backward_step(self, *args):
+    # One after the other, as they are.
+    def backward_step(self, *args):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.solver.backward_step(*args)
 
-    def pull_back_step(self, *args):
+    def pull_back_step(self, *args):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.solver.pull_back_step(*args)
 
 

@@ -162,12 +162,16 @@ def _field(t, y, weights):
 
 
 def _loss(y0, weights, adjoint, steps, controller=None, saveat=None):
+    # Times of a wider dtype would widen the state.
+    t0, t1, dt0 = jnp.array(
+        [0.0, 1.0, 1 / steps if controller is None else 0.1], y0.dtype
+    )
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_field),
         ReversibleALF4(),
-        0.0,
-        1.0,
-        1 / steps if controller is None else 0.1,
+        t0,
+        t1,
+        dt0,
         y0,
         weights,
         max_steps=steps,
@@ -271,24 +275,25 @@ def test_time_of_vmapped_gradient(dtype):
 
 
 def _recorded_solves(adjoint, max_steps, controller):
-    y0s = jr.normal(jr.PRNGKey(2), (64, 2)) * jnp.linspace(0.5, 1.5, 64)[:, None]
-
-    def field(t, y, args):
-        return jnp.stack([y[1], 0.5 * jnp.cos(1.1 * t) - jnp.sin(y[0])])
+    y0s = jr.normal(jr.PRNGKey(2), (64, 8))
+    weights = _mlp((8, 64, 64, 8))
 
     def one(y0):
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
+            diffrax.ODETerm(_field),
             ReversibleALF4(),
             0.0,
             8.0,
             0.01,
             y0,
+            weights,
             stepsize_controller=controller,
             max_steps=max_steps,
+            saveat=diffrax.SaveAt(t1=True, controller_state=True),
             adjoint=adjoint,
         )
-        return solution.ys, solution.stats["num_accepted_steps"]
+        # With the record, which would otherwise be optimised away.
+        return solution.stats["num_accepted_steps"], solution.controller_state
 
     return ft.partial(jax.jit(jax.vmap(one)), y0s)
 
@@ -296,13 +301,14 @@ def _recorded_solves(adjoint, max_steps, controller):
 @pytest.mark.benchmark
 @pytest.mark.parametrize("max_steps, factor", ((4096, 1.5), (16384, 2.0)))
 def test_time_of_record(max_steps, factor):
-    controller = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+    controller = diffrax.PIDController(rtol=3e-9, atol=3e-9)
     # The same loop, which differs by nothing but the record.
     without = _recorded_solves(diffrax.ForwardMode(), max_steps, controller)
-    with_record = _recorded_solves(_ours, max_steps, controller)
-    _, num_steps = with_record()
+    recorded = RecordedSteps(controller, max_steps)
+    with_record = _recorded_solves(_ours, max_steps, recorded)
+    num_steps, _ = with_record()
     assert 350 < jnp.max(num_steps) < 500
-    time_without, time_with = _fastest(without, with_record, repeats=15)
+    time_without, time_with = _fastest(without, with_record, repeats=9)
     ratio = time_with / time_without
     print(
         f"Solve at max_steps {max_steps}, {int(jnp.max(num_steps))} steps: "
@@ -318,7 +324,9 @@ def test_record_grows_no_copies():
     memory = {}
     for max_steps in (128, 16384):
         for adjoint in (_ours, diffrax.ForwardMode()):
-            controller = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+            controller = diffrax.PIDController(rtol=3e-9, atol=3e-9)
+            if adjoint is _ours:
+                controller = RecordedSteps(controller, max_steps)
             solve = _recorded_solves(adjoint, max_steps, controller)
             lowered = jtu.Partial(solve.func).func.lower(*solve.args)
             analysis = lowered.compile().memory_analysis()

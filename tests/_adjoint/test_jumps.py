@@ -33,13 +33,13 @@ def _vector_field(t, y, args):
     return size * args * jnp.stack([y[1] + 0.3 * jnp.sin(t), -jnp.sin(y[0])])
 
 
-def _controller(dtmax=None, tolerance=1e-5):
+def _controller(dtmax=None, tolerance=1e-4):
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance, dtmax=dtmax)
     return diffrax.ClipStepSizeController(controller, jump_ts=_JUMPS)
 
 
 def _solve(y0, args, solver, interval, adjoint, **options):
-    options = dict(stepsize_controller=_controller(), max_steps=512) | options
+    options = dict(stepsize_controller=_controller(), max_steps=2048) | options
     return diffrax.diffeqsolve(
         diffrax.ODETerm(_vector_field),
         solver,
@@ -104,12 +104,12 @@ def test_order():
     errors = np.array([float(jnp.max(jnp.abs(y - true))) for y, _ in results])
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     print(f"order across three jumps: {order:.2f}, errors {errors}")
-    assert abs(order - 4) < 0.35
+    assert abs(order - 4) < 0.15
     assert errors[0] < 1e-5
 
 
 def test_replay():
-    controller = RecordedSteps(_controller(), capacity=64)
+    controller = RecordedSteps(_controller(), capacity=256)
     saveat = diffrax.SaveAt(t1=True, controller_state=True)
     args = (_Y0, 1.3, ReversibleALF4(), (0.0, 1.7), ReversibleAdjoint())
     first = _solve(*args, stepsize_controller=controller, saveat=saveat)

@@ -138,7 +138,14 @@ def test_end_moves_with_the_vector_field(adaptive):
     assert tree_difference(by_t1, _vector_field(1.5, y1, _ARGS)) < 1e-6
     # The flow carries `-f` at the start to the end.
     carry = lambda y0: diffrax.diffeqsolve(
-        diffrax.ODETerm(_vector_field), diffrax.Dopri8(), 0.1, 1.5, 0.01, y0, _ARGS
+        diffrax.ODETerm(_vector_field),
+        diffrax.Dopri8(),
+        0.1,
+        1.5,
+        0.01,
+        y0,
+        _ARGS,
+        adjoint=diffrax.ForwardMode(),
     ).ys[-1]
     start = -_vector_field(0.1, _Y0, _ARGS)
     _, true = jit(lambda y, v: jax.jvp(carry, (y,), (v,)))(_Y0, start)

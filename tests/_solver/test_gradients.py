@@ -169,7 +169,10 @@ def test_near_reversible(solver, order):
     def grads(p, dt0):
         return [
             jax.grad(f)(p, dt0, adjoint)
-            for adjoint in (ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint())
+            for adjoint in (
+                ReversibleAdjoint(rtol=1e-2),
+                diffrax.RecursiveCheckpointAdjoint(),
+            )
         ]
 
     steps = jnp.array([6.0, 8.0, 12.0])

@@ -72,10 +72,11 @@ def _loss(p, solver, control_term, adjoint, t=(0.0, 1.0)):
     solution = diffrax.diffeqsolve(
         diffrax.MultiTerm(drift, control_term(p)),
         solver,
-        *t,
-        (t[1] - t[0]) / 12,
-        p["y0"],
-        p,
+        t0=t[0],
+        t1=t[1],
+        dt0=(t[1] - t[0]) / 12,
+        y0=p["y0"],
+        args=p,
         saveat=diffrax.SaveAt(
             subs=[
                 diffrax.SubSaveAt(ts=jnp.array([0.22, 0.7]), t1=True),

@@ -2,6 +2,7 @@
 
 import diffrax
 import jax
+import jax.flatten_util as jfu
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -109,7 +110,7 @@ def test_semi_implicit_euler():
 @pytest.mark.parametrize("solver", [StormerVerlet(), SymplecticComposition(order=6)])
 def test_symplectic(solver):
     """The Jacobian of a step preserves the symplectic form."""
-    flat, unravel = jax.flatten_util.ravel_pytree(_y0)
+    flat, unravel = jfu.ravel_pytree(_y0)
 
     def step(y):
         y1, *_ = solver.step(_terms, 0.3, 0.5, unravel(y), None, None, False)
