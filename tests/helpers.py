@@ -34,20 +34,23 @@ _blanes_moan4 = ALFComposition(
 )
 
 
+# What differs from another solver by coefficients alone is for the slow tests.
+_slow = pytest.mark.slow
+
 SOLVERS = (
     pytest.param(ReversibleALF2(), id="ALF2"),
     pytest.param(ReversibleALF4(), id="ALF4"),
-    pytest.param(ReversibleYoshida4(), id="Yoshida4"),
     pytest.param(ReversibleALF6(), id="ALF6"),
-    pytest.param(ReversibleALF8(), id="ALF8"),
-    pytest.param(ReversibleYoshida6(), id="Yoshida6"),
     pytest.param(ALF(), id="MALI"),
-    pytest.param(ALF(eta=0.98), id="MALI damped"),
     pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
-    pytest.param(ReversibleALF4(grid=2.0**-44), id="ALF4 grid"),
-    pytest.param(Reversible(diffrax.Heun()), id="Heun coupled"),
     pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled"),
-    pytest.param(_blanes_moan4, id="BlanesMoan4"),
+    pytest.param(ReversibleYoshida4(), id="Yoshida4", marks=_slow),
+    pytest.param(ReversibleYoshida6(), id="Yoshida6", marks=_slow),
+    pytest.param(ReversibleALF8(), id="ALF8", marks=_slow),
+    pytest.param(ALF(eta=0.98), id="MALI damped", marks=_slow),
+    pytest.param(ReversibleALF4(grid=2.0**-44), id="ALF4 grid", marks=_slow),
+    pytest.param(Reversible(diffrax.Heun()), id="Heun coupled", marks=_slow),
+    pytest.param(_blanes_moan4, id="BlanesMoan4", marks=_slow),
 )
 
 
@@ -278,6 +281,7 @@ def normal_like(tree, seed):
 
 def _param(params, marks=()):
     values = [value for param in params for value in param.values]
+    marks = [*marks, *(mark for param in params for mark in param.marks)]
     return pytest.param(*values, id="-".join(p.id for p in params), marks=marks)
 
 
@@ -309,8 +313,13 @@ def pairwise(*axes):
 
 
 def pairwise_or_product(*axes):
-    """Pairwise by default, and what is left of the product when slow tests are run."""
-    chosen = set(_pairwise_indices(*map(len, axes)))
+    """Pairwise by default, and what is left of the product when slow tests are run: also
+    with everything that is marked as slow by itself."""
+    quick = [[i for i, p in enumerate(axis) if len(p.marks) == 0] for axis in axes]
+    chosen = {
+        tuple(axis[i] for axis, i in zip(quick, indices))
+        for indices in _pairwise_indices(*map(len, quick))
+    }
     return [
         _param(
             [a[i] for a, i in zip(axes, indices)],

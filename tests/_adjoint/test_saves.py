@@ -45,7 +45,7 @@ def _both(f):
     return jit(lambda p: (jax.grad(f)(p, _ours), jax.grad(f)(p, _reference)))
 
 
-@pytest.mark.parametrize("stepping, interval", _steppings_and_intervals)
+@pytest.mark.parametrize("stepping, interval", _steppings_and_intervals[:2])
 def test_times_on_nodes(stepping, interval):
     """Save times at `t0`, at `t1`, on the ends of steps, and repeated."""
     t0, t1 = interval
@@ -114,27 +114,24 @@ def test_failed_solve(stepping):
 def test_failed_solve_in_batch():
     """Some elements of a batch are not finished."""
 
-    def f(p, y0, adjoint):
-        p = p | {"y0": y0}
-        options = dict(max_steps=8, throw=False)
+    def f(p, frequency, adjoint):
+        p = p | {"closed_over": frequency}
+        options = dict(max_steps=20, throw=False)
         solution = solve(p, _solver, pid, save_times, (0.3, 1.9), adjoint, **options)
         return solution_loss(solution), solution.result
 
     @jit
-    def grads(p, y0s):
+    def grads(p, frequencies):
         def batch(p):
-            losses, results = jax.vmap(lambda y0: f(p, y0, _ours))(y0s)
+            losses, results = jax.vmap(lambda x: f(p, x, _ours))(frequencies)
             return jnp.sum(losses), results
 
         found, results = jax.grad(batch, has_aux=True)(p)
-        each = lambda y0: jax.grad(f, has_aux=True)(p, y0, _reference)[0]
-        true = jtu.tree_map(lambda x: jnp.sum(x, 0), lax.map(each, y0s))
+        each = lambda x: jax.grad(f, has_aux=True)(p, x, _reference)[0]
+        true = jtu.tree_map(lambda x: jnp.sum(x, 0), lax.map(each, frequencies))
         return found, true, results
 
-    p = parameters()
-    scales = jnp.array([0.01, 0.5, 3.0])
-    y0s = jtu.tree_map(lambda x: jnp.tensordot(scales, x, axes=0), p["y0"])
-    found, true, results = grads(p, y0s)
+    found, true, results = grads(parameters(), jnp.array([0.3, 5.0, 20.0]))
     failed = results == diffrax.RESULTS.max_steps_reached
     assert jnp.any(failed) and not jnp.all(failed)
     assert leaf_differences(found, true) < 1e-10

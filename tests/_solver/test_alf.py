@@ -9,7 +9,12 @@ import jax.tree_util as jtu
 import numpy as np
 import pytest
 
-from diffrax_reversible import ReversibleALF2, ReversibleALF4
+from diffrax_reversible import (
+    AbstractALFComposition,
+    Reversible,
+    ReversibleALF2,
+    ReversibleALF4,
+)
 
 from ..helpers import (
     jit,
@@ -32,6 +37,10 @@ def _order(solver: Any) -> int:
 
 # The orders above 4 need ranges of steps of their own: see test_alf_order.py.
 _low_order = [p for p in SOLVERS if _order(*p.values) <= 4]
+
+
+# MALI's damping amplifies rounding in every step back, here by 1.67 ** 1000.
+_undamped = [p for p in SOLVERS if p.id != "MALI damped"]
 
 
 def _nonautonomous_a(t, y, args):
@@ -114,10 +123,13 @@ def test_order(solver, field, y0, equal):
     t0, t1 = 0.3, 3.3
     y0 = jnp.array(y0)
     true_y = _reference(field, y0, t0, jnp.array([t1]))[0]
-    true_v = field(t1, true_y, None)
+    # The second copy of a coupled solver is one of the solution.
+    coupled = isinstance(solver, Reversible)
+    true_v = true_y if coupled else field(t1, true_y, None)
     order = solver.order(diffrax.ODETerm(field))
     walk = jax.jit(lambda nodes: _walk(field, solver, y0, nodes))
-    counts = np.array([160, 240, 360, 540]) // (1 if order == 2 else 2)
+    # Of a low order the leading term is alone only in small steps.
+    counts = np.array([80, 120, 180, 270]) * {1: 32, 2: 2}.get(order, 1)
     # The same uneven spacing at every number of steps, refined: random steps that are
     # drawn anew would scatter around the order.
     knots = np.cumsum(np.append(0, np.random.default_rng(0).uniform(0.4, 1.6, 10)))
@@ -157,9 +169,13 @@ def test_error_estimate(solver, field, y0):
     estimates, errors = np.array([local(h) for h in (0.4, 0.3, 0.2, 0.12)]).T
     factors = estimates / errors
     print(f"order of the estimate {order:.2f}, factors {factors.round(1)}")
+    scale = 1.0
+    if isinstance(solver, AbstractALFComposition):
+        # By which the estimate is enlarged on purpose.
+        scale = solver.composition.error_scale
     assert min(errors) > 1e-13
     assert order == pytest.approx(solver.error_order(terms), abs=0.15)
-    assert 1 < min(factors) and max(factors) < 2000
+    assert 1 < min(factors) and max(factors) < 300 * scale
 
 
 def _compare_step(solver, terms, t0, t1, y0, v0, args):
@@ -167,7 +183,7 @@ def _compare_step(solver, terms, t0, t1, y0, v0, args):
     y, dense, v, result = solver.backward_step(
         terms, t0, t1, y1, args, (2 * t0 - t1,), v1, False
     )
-    return (y, v, dense), (y0, v0, dense_info), result
+    return ((y, v), dense), ((y0, v0), dense_info), result
 
 
 @pytest.mark.parametrize("t0, t1", ((0.3, 0.7), (0.3, 0.1)))
@@ -182,11 +198,13 @@ def test_backward_step_inverts_step(solver, t0, t1):
         lambda: _compare_step(solver, terms, t0, t1, p["y0"], v0, p["args"])
     )()
     assert result == diffrax.RESULTS.successful
-    assert leaf_differences(found, true) < 1e-13
+    print(f"back: {[tree_difference(*pair) for pair in zip(found, true)]}")
+    assert tree_difference(found[0], true[0]) < 1e-13
+    assert tree_difference(found[1], true[1]) < 1e-12
 
 
 @pytest.mark.parametrize("equal", (True, False), ids=("equal", "unequal"))
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", _undamped)
 def test_thousand_steps_and_back(solver, equal):
     y0 = jnp.array([0.6, -0.4, 0.9])
     terms = diffrax.ODETerm(_nonautonomous_b)
