@@ -11,7 +11,7 @@ from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, VF, Y
 from .recorded import StepRecord
 
 
-class ReplayedSteps(AbstractStepSizeController[IntScalarLike, None]):
+class ReplayedSteps(AbstractStepSizeController[IntScalarLike, RealScalarLike | None]):
     """Makes exactly the steps of a record, one after the other, none rejected.
 
     Unlike [`diffrax.StepTo`][] it can be vmapped over records with different numbers of
@@ -43,7 +43,7 @@ class ReplayedSteps(AbstractStepSizeController[IntScalarLike, None]):
         t0: RealScalarLike,
         t1: RealScalarLike,
         y0: Y,
-        dt0: None,
+        dt0: RealScalarLike | None,
         args: Args,
         func: Callable[[PyTree[AbstractTerm], RealScalarLike, Y, Args], VF],
         error_order: RealScalarLike | None,
