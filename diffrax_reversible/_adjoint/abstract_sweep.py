@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import ClassVar
 
 import equinox as eqx
@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._types import BoolScalarLike
+from .shared_vjp import shared_vjp
 
 
 class Inputs(eqx.Module):
@@ -25,6 +26,12 @@ class Inputs(eqx.Module):
     state: PyTree[Array]
     parameters: PyTree[Array]
     rest: PyTree[Array]
+
+
+class Summed(eqx.Module):
+    """The cotangent of the parameters, already summed over the batch."""
+
+    cotangent: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +52,23 @@ class Batch:
             return pred
         return lax.pmax(jnp.asarray(pred, jnp.int32), self.names) > 0
 
+    def pull_back(
+        self,
+        fn: Callable[[PyTree, PyTree], PyTree],
+        point: PyTree,
+        parameters: PyTree,
+        cotangent: PyTree,
+    ) -> tuple[PyTree, PyTree, "Summed"]:
+        """`fn(point, parameters)`, and the cotangents of the point and of the parameters,
+        of those already the sum over the elements of the batch that share them."""
+        found = shared_vjp(fn, point, parameters, cotangent, self.names)
+        value, cotangent_point, cotangent_parameters = found
+        return value, cotangent_point, Summed(cotangent_parameters)
+
     def accumulate(self, total: PyTree[Array], increment: PyTree[Array]):
         """Adds the increments of all elements of the batch that share a parameter."""
+        if isinstance(increment, Summed):
+            return jtu.tree_map(jnp.add, total, increment.cotangent)
 
         def add(total, increment, names):
             return total + (lax.psum(increment, names) if names else increment)

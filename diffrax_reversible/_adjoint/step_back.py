@@ -220,7 +220,7 @@ class StepBack:
             cotangent_y,
             cotangent_solver_state,
             cotangent_dense_info,
-            self.batch.accumulate,
+            self.batch,
             cotangent_parameters,
         )
 

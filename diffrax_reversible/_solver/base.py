@@ -3,6 +3,7 @@
 import abc
 import functools as ft
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -180,7 +181,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         cotangent_y: Y,
         cotangent_solver_state: PyTree,
         cotangent_dense_info: DenseInfo | None,
-        accumulate: Callable[[PyTree, PyTree], PyTree],
+        batch: Any,
         cotangent_parameters: PyTree,
     ) -> tuple[Y, PyTree, Y, PyTree, PyTree]:
         """The reverse rule of `step`, fused with undoing it.
@@ -192,7 +193,8 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
             [`diffrax_reversible.AbstractReversibleSolver.backward_step`][].
         - `cotangent_y`, `cotangent_solver_state`: of `y1` and `solver_state`.
         - `cotangent_dense_info`: `None` if nothing was interpolated in this step.
-        - `accumulate`: adds an increment to the cotangent of the parameters.
+        - `batch`: `batch.accumulate` adds an increment to the cotangent of the parameters,
+            `batch.pull_back` evaluates a function of them and pulls it back.
         - `cotangent_parameters`: what later steps have added up to.
 
         **Returns:** `y0` and the solver state at `t0`, their cotangents, and the
@@ -221,7 +223,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
                 dense, vjp = jax.vjp(evaluate, state, parameters)
             increment, *rest = vjp({key: cotangent_dense_info[key] for key in dense})
             if with_control:
-                cotangent_parameters = accumulate(cotangent_parameters, *rest)
+                cotangent_parameters = batch.accumulate(cotangent_parameters, *rest)
             return (cotangent**ω + increment**ω).ω, cotangent_parameters
 
         def all_substeps(parameters):
@@ -256,9 +258,10 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
                         cotangent,
                         substep,
                         with_control,
+                        batch,
                     )
                     if increment is not None:
-                        cotangent_parameters = accumulate(
+                        cotangent_parameters = batch.accumulate(
                             cotangent_parameters, increment
                         )
                     if cotangent_substep is None:
@@ -274,7 +277,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
         state, cotangent, cotangent_parameters = carry
         if with_control:
             _, vjp = jax.vjp(all_substeps, parameters)
-            cotangent_parameters = accumulate(
+            cotangent_parameters = batch.accumulate(
                 cotangent_parameters, *vjp(cotangent_substeps)
             )
         cotangent, cotangent_parameters = add_dense(

@@ -82,7 +82,7 @@ class HeunReversal(AbstractReversal):
         cotangent_y,
         cotangent_solver_state,
         cotangent_dense_info,
-        accumulate,
+        batch,
         cotangent_parameters,
     ):
         del ts_state
@@ -122,5 +122,5 @@ class HeunReversal(AbstractReversal):
             (yhat0, control(parameters)),
             add(cotangent_y, dense["y0"]),
             tuple(cotangent_solver_state),
-            accumulate(cotangent_parameters, increment),
+            batch.accumulate(cotangent_parameters, increment),
         )

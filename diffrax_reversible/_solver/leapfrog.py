@@ -41,7 +41,7 @@ class LeapfrogReversal(AbstractReversal):
         cotangent_y,
         cotangent_solver_state,
         cotangent_dense_info,
-        accumulate,
+        batch,
         cotangent_parameters,
     ):
         del made_jump
@@ -80,5 +80,5 @@ class LeapfrogReversal(AbstractReversal):
             (tm1, (y1**ω - increment**ω).ω),
             add(cotangent_y0, increment_y0, dense["y0"]),
             (cotangent_tm1, cotangent_y1),
-            accumulate(cotangent_parameters, add(from_prod, from_vf, from_start)),
+            batch.accumulate(cotangent_parameters, add(from_prod, from_vf, from_start)),
         )

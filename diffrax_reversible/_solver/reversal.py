@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -67,7 +68,7 @@ class AbstractReversal(eqx.Module):
         cotangent_y: Y,
         cotangent_solver_state: PyTree,
         cotangent_dense_info: DenseInfo | None,
-        accumulate: Callable[[PyTree, PyTree], PyTree],
+        batch: Any,
         cotangent_parameters: PyTree,
     ) -> tuple[Y, PyTree, Y, PyTree, PyTree]:
         """See [`diffrax_reversible.AbstractReversibleSolver.pull_back_step`][], except

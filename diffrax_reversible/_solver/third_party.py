@@ -34,7 +34,7 @@ class StepReversal(AbstractReversal):
         cotangent_y,
         cotangent_solver_state,
         cotangent_dense_info,
-        accumulate,
+        batch,
         cotangent_parameters,
     ):
         terms, args, t0, t1 = rebuild(parameters)
@@ -61,5 +61,5 @@ class StepReversal(AbstractReversal):
             y0,
             solver_state0,
             *cotangents,
-            accumulate(cotangent_parameters, increment),
+            batch.accumulate(cotangent_parameters, increment),
         )

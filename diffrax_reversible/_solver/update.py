@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
 from diffrax import AbstractTerm
 from jaxtyping import PyTree
 
@@ -107,6 +109,7 @@ def pull_back(
     cotangent: State,
     substep: Substep,
     with_substep: bool,
+    batch: Any,
 ) -> tuple[State, State, PyTree, Substep]:
     """The state before a line, the cotangent of that state, the cotangent of the
     parameters (`None` if there is none), and that of the substep (`None` unless
@@ -137,6 +140,21 @@ def pull_back(
         return state, cotangent, cotangent_parameters, cotangent_substep
 
     point, vjp_read = jax.vjp(line.read, state)
+    if not with_substep:
+        # `write` is affine, so that its transpose is known before `k` is.
+        fixed_evaluate = lambda point, parameters: evaluate(
+            point, variables, parameters
+        )
+        struct = jax.eval_shape(fixed_evaluate, point, parameters)
+        zeros = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), struct)
+        _, vjp_write = jax.vjp(lambda s, k: write(s, variables, k), state, zeros)
+        cotangent, cotangent_k = vjp_write(cotangent)
+        k, cotangent_point, cotangent_parameters = batch.pull_back(
+            fixed_evaluate, point, parameters, cotangent_k
+        )
+        (cotangent_read,) = vjp_read(cotangent_point)
+        state = line.unwrite(state, k, substep)
+        return state, (cotangent**ω + cotangent_read**ω).ω, cotangent_parameters, None
     k, vjp_evaluate = jax.vjp(evaluate, point, variables, parameters)
     state = line.unwrite(state, k, substep)
     _, vjp_write = jax.vjp(write, state, variables, k)
@@ -147,5 +165,5 @@ def pull_back(
         state,
         (cotangent**ω + cotangent_read**ω).ω,
         cotangent_parameters,
-        (from_write**ω + from_evaluate**ω).ω if with_substep else None,
+        (from_write**ω + from_evaluate**ω).ω,
     )
