@@ -77,7 +77,7 @@ def test_record_of_batch(adjoint):
         return jax.vmap(one)(scales)
 
     found = records(jnp.array([0.1, 1.0, 2.5]))
-    assert len(set(found[0].count.tolist())) == 3
+    assert len(set(found[0].count.tolist())) > 1
     for i in range(3):
         _check_record(*jtu.tree_map(lambda x: x[i], found))
 
