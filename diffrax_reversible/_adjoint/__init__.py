@@ -1,1 +1,2 @@
 from .reversible import ReversibleAdjoint as ReversibleAdjoint
+from .symplectic import SymplecticAdjoint as SymplecticAdjoint
