@@ -1,5 +1,7 @@
 """Keeping the states of a solve."""
 
+from typing import Any, cast
+
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -30,7 +32,7 @@ class Everything(eqx.Module):
         self, index: IntScalarLike, entry: PyTree[Array], pred: BoolScalarLike
     ) -> "Everything":
         """The same, with `entry` at `index` if `pred`."""
-        write = lambda x, xs: buffer_at_set(xs, index, x, pred=pred)
+        write = lambda x, xs: buffer_at_set(xs, index, x, pred=cast(Any, pred))
         return Everything(jtu.tree_map(write, entry, self.entries))
 
     def find(self, index: IntScalarLike) -> PyTree[Array]:

@@ -161,8 +161,16 @@ class AbstractStepSweep(AbstractSweep):
         total, cursors = back.start(
             (y, solver_state), (tuple(state), cotangent_parameters), cursors
         )
-        state, cotangent_parameters = total
-        walk = Walk(carry.remaining - 1, cursors, y, solver_state, *state, notes)
+        (cotangent_y, cotangent_solver_state), cotangent_parameters = total
+        walk = Walk(
+            carry.remaining - 1,
+            cursors,
+            y,
+            solver_state,
+            cotangent_y,
+            cotangent_solver_state,
+            notes,
+        )
         walk = self.compare(problem, memory, final, walk, step, batch)
         # Notes may be large: whoever takes them leaves them alone for an element that
         # is not active.
