@@ -82,7 +82,8 @@ class SymplecticAdjoint(AbstractSweepAdjoint):
     - `NotImplementedError` for derivatives with respect to parameters of the step-size
         controller, and for jumps that a controller other than
         [`diffrax.ClipStepSizeController`][] steps over.
-    - `RuntimeError`, when it is run, if more than `capacity` steps are accepted.
+    - `RuntimeError`, when a gradient is run, if more than `capacity` steps are
+        accepted.
 
     ??? cite "Reference"
 
