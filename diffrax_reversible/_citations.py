@@ -2,7 +2,7 @@
 
 import diffrax
 
-from ._adjoint import ReversibleAdjoint
+from ._adjoint import ReversibleAdjoint, SymplecticAdjoint
 from ._solver import (
     AbstractALFComposition,
     ALF,
@@ -112,6 +112,17 @@ _mccallum2024 = r"""
 }
 """
 
+_matsubara2021 = r"""
+@inproceedings{matsubara2021symplectic,
+    title={Symplectic Adjoint Method for Exact Gradient of Neural {ODE} with Minimal
+           Memory},
+    author={Matsubara, Takashi and Miyatake, Yuto and Yaguchi, Takaharu},
+    booktitle={Advances in Neural Information Processing Systems},
+    volume={34},
+    year={2021}
+}
+"""
+
 _shmelev2025 = r"""
 @misc{shmelev2025explicit,
     title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
@@ -214,4 +225,13 @@ def _reversible_adjoint(solver=None, adjoint=None):
 {_zhuang2021.strip()}
 % and, for solvers of higher order:
 {_maslovskaya2024.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _symplectic_adjoint(adjoint=None):
+    if isinstance(adjoint, SymplecticAdjoint):
+        return rf"""
+% Exact gradients, one stage of a step at a time, are from:
+{_matsubara2021.strip()}
 """

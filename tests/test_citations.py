@@ -15,6 +15,7 @@ from diffrax_reversible import (
     ReversibleYoshida4,
     ReversibleYoshida6,
     ReversibleYoshida8,
+    SymplecticAdjoint,
     SymplecticComposition,
 )
 
@@ -94,3 +95,9 @@ def test_fractions(capsys, solver, key):
 )
 def test_other_solvers(capsys, solver, key):
     assert f"{{{key}," in _cite(capsys, solver=solver)
+
+
+def test_symplectic_adjoint(capsys):
+    out = _cite(capsys, solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint())
+    assert "@inproceedings{matsubara2021symplectic," in out
+    assert "zhuang2021" not in out
