@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from .._compat import unvmap_any
-from .._types import RealScalarLike
+from .._types import IntScalarLike, RealScalarLike
 
 
 OnInaccurate: TypeAlias = Literal["raise", "nan", "warn"]
@@ -28,11 +28,14 @@ _MESSAGE = (
 )
 
 
-def default_rtol(y: PyTree[Array]) -> float:
-    """The loss at which a gradient still keeps two digits, with a margin for problems
-    whose gradient is more sensitive than their solution."""
-    eps = max((float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y)), default=0.1)
-    return eps ** (1 / 3)
+def default_rtol(y: PyTree[Array], num_steps: IntScalarLike) -> Array:
+    """The loss at which a gradient still keeps two digits; a little more for every step,
+    since each of them rounds, however sound the problem. Measured on a pendulum with
+    friction, a contracting network and van der Pol's oscillator, over intervals from
+    harmless to hopeless."""
+    leaves = jtu.tree_leaves(y)
+    eps = max((float(jnp.finfo(x.dtype).eps) for x in leaves), default=0.1)
+    return jnp.minimum(eps**0.5 + 4 * eps * num_steps, 1e-2)
 
 
 def _norm(y: PyTree[Array]) -> Array:
@@ -66,11 +69,15 @@ def _report(loss, t, rtol, *, on_inaccurate):
 
 
 def check(
-    loss: Array, t: RealScalarLike, rtol: float, on_inaccurate: OnInaccurate
+    loss: Array,
+    t: RealScalarLike,
+    rtol: RealScalarLike,
+    on_inaccurate: OnInaccurate,
 ) -> Bool[Array, ""]:
     """Whether the gradient is to be trusted. Raises or warns at run time if it is not,
     or leaves it at that."""
     loss, t = lax.stop_gradient((loss, t))
+    rtol = jnp.asarray(rtol, loss.dtype)
     failed = ~(loss <= rtol)
     if on_inaccurate == "nan":
         return ~failed
@@ -78,7 +85,7 @@ def check(
 
     def call():
         struct = jax.ShapeDtypeStruct((), bool)
-        args = (loss, t, jnp.asarray(rtol, loss.dtype))
+        args = (loss, t, rtol)
         return jax.pure_callback(report, struct, *args, vmap_method="expand_dims")
 
     distrusted = lax.cond(unvmap_any(failed), call, lambda: jnp.array(False))

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from .._solver import as_reversible
 from .._types import RealScalarLike
-from .accuracy import check, OnInaccurate, reversal_loss
+from .accuracy import check, default_rtol, OnInaccurate, reversal_loss
 from .checkpoints import Checkpoints
 from .problem import join, run
 from .step_back import where
@@ -29,7 +29,8 @@ class ReversibleSweep(AbstractStepSweep):
     """Every step is undone, and pulled back at the state that was found.
 
     - `slots`: for checkpoints.
-    - `rtol`, `on_inaccurate`: what loss to accept, and what to do about a larger one.
+    - `rtol` (`None`: the default), `on_inaccurate`: what loss to accept, and what to do
+        about a larger one.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class ReversibleSweep(AbstractStepSweep):
         static: PyTree,
         name: str,
         slots: int | None,
-        rtol: float,
+        rtol: float | None,
         on_inaccurate: OnInaccurate,
     ):
         super().__init__(loop, static, name)
@@ -99,7 +100,10 @@ class ReversibleSweep(AbstractStepSweep):
         worse = ~(loss <= walk.notes.size)
         t = jnp.where(worse, t0, walk.notes.t)
         loss = jnp.where(worse, loss, walk.notes.size)
-        return check(loss, t, self.rtol, self.on_inaccurate)
+        rtol = self.rtol
+        if rtol is None:
+            rtol = default_rtol(problem.state.y, final.num_accepted_steps)
+        return check(loss, t, rtol, self.on_inaccurate)
 
 
 def _arrived(problem, t, y, solver_state):

@@ -8,7 +8,6 @@ import jax.random as jr
 import pytest
 
 from diffrax_reversible import ReversibleAdjoint, ReversibleALF4
-from diffrax_reversible._adjoint.accuracy import default_rtol
 from diffrax_reversible._adjoint.checkpoints import Checkpoints
 
 from ..helpers import jit, tree_difference
@@ -114,15 +113,6 @@ def test_batch(outside):
         jax.block_until_ready(jit(grad)(y0, _float32(args), t1s))
 
 
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
-def test_default_rtol(dtype):
-    """A lost digit of the state costs a digit of the gradient, so that two are kept
-    where the default lets the reversal pass, and the default is not reached by rounding
-    alone."""
-    y = jnp.ones(2, dtype)
-    assert 1e3 * jnp.finfo(dtype).eps < default_rtol(y) < 1e-2
-
-
 @pytest.mark.parametrize("slots", (1, 4, 7))
 def test_checkpoints_are_spread_evenly(slots):
     def keep(checkpoints, number):
@@ -183,3 +173,72 @@ def test_checkpoints_are_what_memory_grows_by():
 def test_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         ReversibleAdjoint(**options)
+
+
+def _friction(t, y, a):
+    return jnp.stack([y[1], -jnp.sin(y[0]) - 2 * a * y[1]])
+
+
+def _driven_network(t, y, a):
+    w0, w1 = 0.4 * jr.normal(jr.PRNGKey(0), (2, 8, 8)).astype(y.dtype)
+    return -a * y + jnp.tanh(w0 @ jnp.tanh(w1 @ y) + 0.1 * t)
+
+
+def _half_van_der_pol(t, y, a):
+    return _van_der_pol(t, y, 2 * a)
+
+
+@pytest.mark.parametrize("damping", (0.0, 0.5))
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+@pytest.mark.parametrize(
+    "vector_field, y0",
+    (
+        (_friction, jnp.array([1.0, 0.5])),
+        (_driven_network, jnp.linspace(-1, 1, 8)),
+        (_half_van_der_pol, jnp.array([1.0, 0.5])),
+    ),
+)
+def test_default_rtol(vector_field, y0, dtype, damping):
+    """From harmless to hopeless: the gradient has two digits, or is refused."""
+
+    def loss(y0, a, t1, adjoint):
+        t0 = jnp.zeros((), t1.dtype)
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(vector_field),
+            ReversibleALF4(damping=damping),
+            t0,
+            t1,
+            t1 / 200,
+            y0,
+            a,
+            adjoint=adjoint,
+            max_steps=202,
+            throw=False,
+        )
+        return jnp.sum(solution.ys**2)
+
+    a, t1 = jnp.meshgrid(
+        jnp.array([0.25, 0.5, 1.0]), jnp.array([2, 4, 6, 8, 12, 16, 24])
+    )
+
+    @jit
+    def grads(y0, a, t1):
+        f = lambda a, t1: jax.grad(loss, (0, 1))(y0, a, t1, ReversibleAdjoint())
+        return jax.vmap(f)(a, t1)
+
+    @jit
+    def true_grads(y0, a, t1):
+        f = lambda a, t1: jax.grad(loss, (0, 1))(y0, a, t1, diffrax.DirectAdjoint())
+        return jax.vmap(f)(a, t1)
+
+    x = (y0, jnp.ravel(a), jnp.ravel(1.0 * t1))
+    true = jnp.concatenate([t.reshape(21, -1) for t in true_grads(*x)], axis=1)
+    found = grads(*jax.tree.map(lambda x: x.astype(dtype), x))
+    found = jnp.concatenate([g.reshape(21, -1) for g in found], axis=1)
+    refused = jnp.any(jnp.isnan(found), axis=1)
+    difference = jnp.linalg.norm(found - true, axis=1)
+    difference = difference / jnp.linalg.norm(true, axis=1)
+    accepted = jnp.max(jnp.where(refused, 0, difference))
+    print(f"{jnp.sum(~refused)} of 21 accepted, off by at most {accepted:.1e}")
+    assert 7 < jnp.sum(~refused)
+    assert accepted < 1e-2
