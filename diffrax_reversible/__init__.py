@@ -1,5 +1,8 @@
 from . import _citations as _citations
-from ._adjoint import ReversibleAdjoint as ReversibleAdjoint
+from ._adjoint import (
+    InterpolatedAdjoint as InterpolatedAdjoint,
+    ReversibleAdjoint as ReversibleAdjoint,
+)
 from ._controller import (
     RecordedState as RecordedState,
     RecordedSteps as RecordedSteps,

@@ -2,7 +2,7 @@
 
 import diffrax
 
-from ._adjoint import ReversibleAdjoint
+from ._adjoint import InterpolatedAdjoint, ReversibleAdjoint
 from ._solver import (
     AbstractALFComposition,
     ALF,
@@ -112,6 +112,17 @@ _mccallum2024 = r"""
 }
 """
 
+_daulbaev2020 = r"""
+@inproceedings{daulbaev2020interpolation,
+    title={Interpolation technique to speed up gradients propagation in neural {ODE}s},
+    author={Daulbaev, Talgat and Katrutsa, Alexandr and Markeeva, Larisa and Gusak, Julia
+            and Cichocki, Andrzej and Oseledets, Ivan},
+    booktitle={Advances in Neural Information Processing Systems},
+    volume={33},
+    year={2020}
+}
+"""
+
 _shmelev2025 = r"""
 @misc{shmelev2025explicit,
     title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
@@ -214,4 +225,13 @@ def _reversible_adjoint(solver=None, adjoint=None):
 {_zhuang2021.strip()}
 % and, for solvers of higher order:
 {_maslovskaya2024.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _interpolated_adjoint(adjoint=None):
+    if isinstance(adjoint, InterpolatedAdjoint):
+        return rf"""
+% Gradients from the adjoint equation, along an interpolated solution, are from:
+{_daulbaev2020.strip()}
 """

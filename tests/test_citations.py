@@ -6,6 +6,7 @@ import pytest
 from diffrax_reversible import (
     ALF,
     EES25,
+    InterpolatedAdjoint,
     Reversible,
     ReversibleAdjoint,
     ReversibleALF2,
@@ -94,3 +95,10 @@ def test_fractions(capsys, solver, key):
 )
 def test_other_solvers(capsys, solver, key):
     assert f"{{{key}," in _cite(capsys, solver=solver)
+
+
+def test_interpolated_adjoint(capsys):
+    adjoint = InterpolatedAdjoint(16)
+    out = _cite(capsys, solver=diffrax.Tsit5(), adjoint=adjoint)
+    assert out.count("@inproceedings{daulbaev2020interpolation,") == 1
+    assert "constant memory" not in out

@@ -1,1 +1,2 @@
+from .interpolated import InterpolatedAdjoint as InterpolatedAdjoint
 from .reversible import ReversibleAdjoint as ReversibleAdjoint
