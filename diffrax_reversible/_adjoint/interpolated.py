@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import AbstractAdaptiveStepSizeController, AbstractAdjoint
 
-from .._compat import nondifferentiable_backward
 from .hoist import hoist_terms, is_subsaveat
 from .interpolated_options import (
     backward_options,
@@ -16,7 +15,6 @@ from .interpolated_options import (
     KEYWORDS,
     not_differentiated,
     refuse_unsupported,
-    unsupported,
 )
 from .interpolated_problem import Model, Parameters, Problem, split, Times
 from .interpolated_sweep import InterpolatedSweep
@@ -258,20 +256,9 @@ class InterpolatedAdjoint(AbstractAdjoint):
             ts = jnp.concatenate(parts)
             return lax.stop_gradient(save.ts) + (ts - lax.stop_gradient(ts))
 
-        saves = save_states(final)
-        ys = [save.ys for save in saves]
-        ts = list(map(times, subsaveats, save_times, saves))
-        final = nondifferentiable_backward(
-            final,
-            msg=unsupported(
-                "the derivative of anything in the solution but `ys` and `ts`"
-            ).args[0],
-            symbolic=False,
-        )
-        where = lambda s: (
-            [x.ys for x in save_states(s)] + [x.ts for x in save_states(s)]
-        )
-        return eqx.tree_at(where, final, ys + ts), stats
+        ts = list(map(times, subsaveats, save_times, save_states(final)))
+        where = lambda s: [x.ts for x in save_states(s)]
+        return (eqx.tree_at(where, final, ts) if ts else final), stats
 
 
 InterpolatedAdjoint.__init__.__doc__ = """**Arguments:**

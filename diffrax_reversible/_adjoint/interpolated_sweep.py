@@ -23,6 +23,7 @@ from .._compat import nextafter, prevbefore
 from .._types import BoolScalarLike, IntScalarLike
 from .abstract_sweep import AbstractSweep, Batch, Inputs
 from .chebyshev import chebyshev_points, gauss_legendre
+from .interpolated_options import unsupported
 from .interpolated_problem import join, Model, Parameters, Problem, run, Trajectory
 from .problem import is_none, save_states
 from .resolution import check, OnUnresolved, Resolution, resolve, sizes, worse
@@ -35,6 +36,9 @@ _FAILED = (
     "(`InterpolatedAdjoint(..., solver=...)`), or "
     "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
 )
+_ONLY_SAVED = unsupported(
+    "the derivative of anything in the solution but `ys` and `ts`"
+).args[0]
 
 
 class _Walk(eqx.Module):
@@ -254,9 +258,14 @@ class InterpolatedSweep(AbstractSweep):
         for sub, save in zip(problem.subsaveats, save_states(cotangents[0])):
             if sub.t0:
                 adjoint = jtu.tree_map(lambda a, x: a + x[0], adjoint, save.ys)
+        others = eqx.tree_at(
+            lambda s: s.save_state, cotangents[0], None, is_leaf=is_none
+        )
+        okay = carry.okay
+        for x in jtu.tree_leaves(others):
+            okay = eqx.error_if(okay, jnp.any(x != 0), _ONLY_SAVED)
         if self.throw:
-            failed = is_successful(final.result) & ~carry.okay
-            adjoint = eqx.error_if(adjoint, failed, _FAILED)
+            okay = eqx.error_if(okay, is_successful(final.result) & ~okay, _FAILED)
         direction = problem.parameters.model.parts[0].direction
         resolution = eqx.tree_at(
             lambda r: (r.start, r.end),
@@ -270,7 +279,7 @@ class InterpolatedSweep(AbstractSweep):
             self.rtol,
             self.on_unresolved,
         )
-        return adjoint, trusted & carry.okay
+        return adjoint, trusted & okay
 
 
 def _gauss(n, start, end):

@@ -29,7 +29,8 @@ _MESSAGE = (
 )
 _SOLUTION = (
     "the solution",
-    "About `InterpolatedAdjoint(nodes={count})` would do.",
+    "About `InterpolatedAdjoint(nodes={count})` would do, if the solution is smooth; where "
+    "the vector field jumps, `ClipStepSizeController(jump_ts=...)`.",
     "Its Chebyshev coefficients do not decay, so that at least "
     "`InterpolatedAdjoint(nodes={count})` are needed; or, where more nodes are no better, "
     "smaller tolerances of the solve, `InterpolatedAdjoint(..., landing=True)`, or "

@@ -78,7 +78,7 @@ _functions = (
     pytest.param(lambda x: 1 / (1 + 25 * x**2), 41, id="poles, even"),
     pytest.param(lambda x: x / (1 + 9 * x**2), 21, id="poles, odd"),
     pytest.param(lambda x: jnp.sin(20 * x + 0.3), 29, id="oscillation"),
-    pytest.param(lambda x: jnp.exp(-30 * (x + 1)), 15, id="layer"),
+    pytest.param(lambda x: jnp.exp(-30 * (x + 1)), 19, id="layer"),
 )
 
 
