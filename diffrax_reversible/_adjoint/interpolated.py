@@ -271,8 +271,8 @@ InterpolatedAdjoint.__init__.__doc__ = """**Arguments:**
     equation, as in the paper; then its state is larger by all parameters, and the step
     size control sees them.
 - `landing`: Whether the solve steps exactly onto the Chebyshev points, instead of
-    interpolating between its steps. This changes the steps of the solve; it needs an
-    adaptive controller.
+    interpolating between its steps. This makes more steps and needs an adaptive
+    controller; it is for solvers whose dense output is worse than their steps.
 - `rtol`: The largest accepted error of the interpolation, estimated from the decay of
     the Chebyshev coefficients, relative to the largest entry of each leaf of the
     solution (or of the adjoint, with `quadrature`).

@@ -14,6 +14,7 @@ from diffrax import (
 from .._compat import is_sde, save_y, WrapTerm
 from .._controller import RecordedSteps, ReplayedSteps
 from .hoist import is_subsaveat
+from .interpolated_problem import with_differentiable_stages
 
 
 _WAYS_OUT = (
@@ -103,7 +104,7 @@ def backward_options(kwargs, direction, solver, stepsize_controller, dt0, max_st
             )
     dt0 = kwargs.get("dt0", dt0)
     return dict(
-        solver=kwargs.get("solver", solver),
+        solver=with_differentiable_stages(kwargs.get("solver", solver)),
         stepsize_controller=controller,
         dt0=None if dt0 is None else -jnp.abs(dt0),
         max_steps=kwargs.get("max_steps", max_steps),

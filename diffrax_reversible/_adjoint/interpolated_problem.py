@@ -158,7 +158,7 @@ def join(inputs: Inputs, static: PyTree) -> Problem:
     return eqx.tree_at(where, rest, (y0, parameters), is_leaf=is_none)
 
 
-def _differentiable(solver):
+def with_differentiable_stages(solver):
     """The solver, whose loop over stages can be differentiated in forward mode."""
     is_leaf = lambda x: isinstance(x, AbstractRungeKutta)
 
@@ -230,7 +230,7 @@ def run(loop: Callable, problem: Problem) -> tuple[Any, PyTree[Array], dict]:
         (subs, SubSaveAt(ts=points)),
         is_leaf=is_none,
     )
-    solver = _differentiable(problem.solver)
+    solver = with_differentiable_stages(problem.solver)
     solver_state = problem.state.solver_state
     if not problem.passed_solver_state:
         # As `diffeqsolve` has done, but now inside of what is differentiated.

@@ -163,17 +163,21 @@ class InterpolatedSweep(AbstractSweep):
         _, solution, _ = outputs
         trajectory = problem.trajectory(solution, number, start, end)
 
-        def resolution(values, points, sizes, adjoint):
-            found = resolve(values, points, sizes, self.rtol)
-            return Resolution(*found, start, end, jnp.array(adjoint))
+        index = order[number]
+        saved = _saved_cotangent(problem, cotangents, index)
+        adjoint = jtu.tree_map(jnp.add, carry.adjoint, saved)
+        found = sizes(adjoint)
+        adjoint_sizes = jtu.tree_map(jnp.maximum, carry.adjoint_sizes, found)
+        matters = jnp.any(jnp.stack([x > 0 for x in jtu.tree_leaves(found)]))
+
+        def resolution(values, points, sizes, of_adjoint):
+            loss, needed = resolve(values, points, sizes, self.rtol)
+            loss = jnp.where(matters, loss, 0)
+            return Resolution(loss, needed, start, end, jnp.array(of_adjoint))
 
         found = resolution(
             trajectory.values, chebyshev_points(problem.nodes), carry.sizes, False
         )
-        index = order[number]
-        saved = _saved_cotangent(problem, cotangents, index)
-        adjoint = jtu.tree_map(jnp.add, carry.adjoint, saved)
-        adjoint_sizes = jtu.tree_map(jnp.maximum, carry.adjoint_sizes, sizes(adjoint))
         for_model = Batch(batch.names, batch.summed.model)
         if self.quadrature is None or len(jtu.tree_leaves(parameters)) == 0:
             new, increment, _, okay = self._solve(
