@@ -58,7 +58,16 @@ def _lagrange_jvp(n, primals, tangents):
     return value, derivative * tangents[0]
 
 
-def combine(weights: Real[Array, " n"], values: PyTree[Array]) -> PyTree[Array]:
+@ft.cache
+def refinement(n: int) -> np.ndarray:
+    """The matrix that takes values at the Chebyshev points to those at eight times as
+    many points."""
+    fine = chebyshev_points(8 * n)
+    inverse = to_coefficients(tuple(chebyshev_points(n).tolist()))
+    return np.polynomial.chebyshev.chebvander(fine, n - 1) @ inverse
+
+
+def combine(weights: Real[Array, "*m n"], values: PyTree[Array]) -> PyTree[Array]:
     """The sum over the leading axis of `values`, weighted."""
 
     def one(x):

@@ -249,7 +249,8 @@ class InterpolatedAdjoint(AbstractAdjoint):
         sweep = InterpolatedSweep(
             self._loop, static, quadrature, self.rtol, on_unresolved, throw
         )
-        final, _, stats = with_reverse_sweep(sweep, inputs)
+        outputs = with_reverse_sweep(sweep, inputs)
+        final = outputs.final
 
         def times(sub, ts, save):
             parts = [t0[None]] * sub.t0 + [ts] + [t1[None]] * sub.t1
@@ -258,7 +259,7 @@ class InterpolatedAdjoint(AbstractAdjoint):
 
         ts = list(map(times, subsaveats, save_times, save_states(final)))
         where = lambda s: [x.ts for x in save_states(s)]
-        return (eqx.tree_at(where, final, ts) if ts else final), stats
+        return (eqx.tree_at(where, final, ts) if ts else final), outputs.stats
 
 
 InterpolatedAdjoint.__init__.__doc__ = """**Arguments:**

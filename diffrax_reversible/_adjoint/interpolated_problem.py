@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree, Real
 from .._compat import SaveState, while_loop, WrapTerm
 from .._types import RealScalarLike, Y
 from .abstract_sweep import Inputs
-from .chebyshev import chebyshev_points, combine, lagrange
+from .chebyshev import chebyshev_points, combine, lagrange, refinement
 from .hoist import is_subsaveat
 from .problem import is_none
 
@@ -68,6 +68,20 @@ class Trajectory(eqx.Module):
     def __call__(self, t: RealScalarLike) -> Y:
         x = ((t - self.start) - (self.end - t)) / self.length
         return combine(lagrange(x, self.nodes), self.values)
+
+    def reached(self, y0: Y) -> PyTree[Array]:
+        """The largest distance from `y0`."""
+
+        def further(reached, matrix):
+            ys = combine(matrix, self.values)
+            one = lambda r, y, y0: jnp.maximum(r, jnp.max(jnp.abs(y - y0[None]), 0))
+            return jtu.tree_map(one, reached, ys, y0), None
+
+        # In parts, each of them as large as `values`.
+        matrix = jnp.asarray(refinement(self.nodes).reshape(8, -1, self.nodes))
+        zeros = jtu.tree_map(lambda y: jnp.zeros_like(jnp.abs(y)), y0)
+        reached, _ = lax.scan(further, zeros, lax.stop_gradient(matrix))
+        return reached
 
 
 class Problem(eqx.Module):
@@ -200,11 +214,48 @@ def _land(problem: Problem, points, state):
     )
 
 
-def run(loop: Callable, problem: Problem) -> tuple[Any, PyTree[Array], dict]:
-    """The state at the end of the loop, the solution at all points, and statistics.
+def _observed(problem: Problem, seen: list):
+    """A loop that also finds out how far the solution goes from where it starts."""
+    breaks, _ = problem.breaks()
+    end = breaks[-1]
+    distance = lambda y: jtu.tree_map(lambda a, b: jnp.abs(a - b), y, problem.y0)
 
-    - `loop`: diffrax's own.
+    def outer_while_loop(cond_fun, body_fun, init, *, max_steps, buffers):
+        def body(carry):
+            state, reached = carry
+            state = body_fun(state)
+            further = jtu.tree_map(jnp.maximum, reached, distance(state.y))
+            keep = lambda a, b: jnp.where(state.tprev <= end, a, b)
+            return state, jtu.tree_map(keep, further, reached)
+
+        final, reached = while_loop(
+            lambda carry: cond_fun(carry[0]),
+            body,
+            (init, distance(problem.y0)),
+            max_steps=max_steps,
+            buffers=lambda carry: buffers(carry[0]),
+            kind="lax",
+        )
+        seen.append(lax.stop_gradient(reached))
+        return final
+
+    return outer_while_loop
+
+
+class Outputs(eqx.Module):
+    """- `final`: the state at the end of the loop.
+    - `solution`: at all points.
+    - `reached`: the largest distance of the solution from where it starts.
     """
+
+    final: Any
+    solution: PyTree[Array]
+    reached: PyTree[Array]
+    stats: dict
+
+
+def run(loop: Callable, problem: Problem) -> Outputs:
+    """- `loop`: diffrax's own."""
     times, model = problem.parameters.times, problem.parameters.model
     points = problem.points()
     save = SaveState(
@@ -245,6 +296,7 @@ def run(loop: Callable, problem: Problem) -> tuple[Any, PyTree[Array], dict]:
     controller = problem.stepsize_controller
     if problem.landing:
         controller, state = _land(problem, points, state)
+    seen = []
     final, stats = loop(
         args=model.args,
         terms=model.terms,
@@ -256,7 +308,7 @@ def run(loop: Callable, problem: Problem) -> tuple[Any, PyTree[Array], dict]:
         t1=times.t1,
         init_state=state,
         inner_while_loop=ft.partial(while_loop, kind="lax"),
-        outer_while_loop=ft.partial(while_loop, kind="lax"),
+        outer_while_loop=_observed(problem, seen),
         **options,
     )
     users, save = final.save_state
@@ -264,7 +316,7 @@ def run(loop: Callable, problem: Problem) -> tuple[Any, PyTree[Array], dict]:
     if problem.landing:
         inner = final.controller_state.inner_state
         final = eqx.tree_at(lambda s: s.controller_state, final, inner, is_leaf=is_none)
-    return jtu.tree_map(jnp.asarray, (final, save.ys, stats))
+    return jtu.tree_map(jnp.asarray, Outputs(final, save.ys, seen[0], stats))
 
 
 def _cumulative(lengths):

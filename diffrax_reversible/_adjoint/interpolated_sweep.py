@@ -1,5 +1,6 @@
 """The adjoint equation, from one save time to the one before."""
 
+import functools as ft
 from collections.abc import Callable
 
 import equinox as eqx
@@ -26,7 +27,7 @@ from .chebyshev import chebyshev_points, gauss_legendre
 from .interpolated_options import unsupported
 from .interpolated_problem import join, Model, Parameters, Problem, run, Trajectory
 from .problem import is_none, save_states
-from .resolution import check, OnUnresolved, Resolution, resolve, sizes, worse
+from .resolution import check, missing, OnUnresolved, Resolution, resolve, sizes, worse
 
 
 _FAILED = (
@@ -45,6 +46,7 @@ class _Walk(eqx.Module):
     """- `remaining`: intervals.
     - `sizes`: of the solution.
     - `adjoint_sizes`: of the adjoint, so far.
+    - `seen`: how far the interpolated solution goes from where it starts.
     - `okay`: whether all solves have succeeded.
     """
 
@@ -53,6 +55,7 @@ class _Walk(eqx.Module):
     sizes: PyTree[Array]
     adjoint_sizes: PyTree[Array]
     resolution: Resolution
+    seen: PyTree[Array]
     okay: BoolScalarLike
 
 
@@ -124,17 +127,17 @@ class InterpolatedSweep(AbstractSweep):
     def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> _Walk:
         del cotangents
         problem = join(inputs, self.static)
-        final, solution, _ = outputs
-        found = sizes(solution)
+        found = sizes(outputs.solution)
         zero = jnp.zeros((), jnp.result_type(float, *jtu.tree_leaves(found)))
         t = problem.parameters.times.t0
         return _Walk(
             jnp.asarray(problem.intervals),
-            jtu.tree_map(jnp.zeros_like, final.y),
+            jtu.tree_map(jnp.zeros_like, problem.y0),
             found,
             jtu.tree_map(jnp.zeros_like, found),
             Resolution(zero, zero, t, t, jnp.array(False)),
-            is_successful(final.result),
+            jtu.tree_map(jnp.zeros_like, outputs.reached),
+            is_successful(outputs.final.result),
         )
 
     def active(self, carry: _Walk) -> Bool[ArrayLike, "..."]:
@@ -160,15 +163,16 @@ class InterpolatedSweep(AbstractSweep):
         start, end = breaks[number], breaks[number + 1]
         # There is nothing to be found where a solve has failed.
         start = jnp.where(carry.okay, start, end)
-        _, solution, _ = outputs
-        trajectory = problem.trajectory(solution, number, start, end)
+        trajectory = problem.trajectory(outputs.solution, number, start, end)
 
+        reached = trajectory.reached(problem.y0)
+        seen = jtu.tree_map(jnp.maximum, carry.seen, reached)
         index = order[number]
         saved = _saved_cotangent(problem, cotangents, index)
         adjoint = jtu.tree_map(jnp.add, carry.adjoint, saved)
         found = sizes(adjoint)
         adjoint_sizes = jtu.tree_map(jnp.maximum, carry.adjoint_sizes, found)
-        matters = jnp.any(jnp.stack([x > 0 for x in jtu.tree_leaves(found)]))
+        matters = _any_positive(found)
 
         def resolution(values, points, sizes, of_adjoint):
             loss, needed = resolve(values, points, sizes, self.rtol)
@@ -221,6 +225,7 @@ class InterpolatedSweep(AbstractSweep):
             carry.sizes,
             adjoint_sizes,
             worse(carry.resolution, found),
+            seen,
             carry.okay & okay,
         )
         return walk, Parameters(total_model, total_times)
@@ -257,23 +262,31 @@ class InterpolatedSweep(AbstractSweep):
         self, inputs: Inputs, outputs: PyTree, cotangents: PyTree, carry: _Walk
     ) -> tuple[PyTree, Bool[Array, ""]]:
         problem = join(inputs, self.static)
-        final, _, _ = outputs
         adjoint = carry.adjoint
-        for sub, save in zip(problem.subsaveats, save_states(cotangents[0])):
+        for sub, save in zip(problem.subsaveats, save_states(cotangents.final)):
             if sub.t0:
                 adjoint = jtu.tree_map(lambda a, x: a + x[0], adjoint, save.ys)
         others = eqx.tree_at(
-            lambda s: s.save_state, cotangents[0], None, is_leaf=is_none
+            lambda s: s.save_state, cotangents.final, None, is_leaf=is_none
         )
         okay = carry.okay
         for x in jtu.tree_leaves(others):
             okay = eqx.error_if(okay, jnp.any(x != 0), _ONLY_SAVED)
         if self.throw:
-            okay = eqx.error_if(okay, is_successful(final.result) & ~okay, _FAILED)
+            okay = eqx.error_if(
+                okay, is_successful(outputs.final.result) & ~okay, _FAILED
+            )
+        breaks, _ = problem.breaks()
+        missed = Resolution(
+            *missing(outputs.reached, carry.seen, carry.sizes),
+            *(breaks[0], breaks[-1], jnp.array(False)),
+        )
+        matters = carry.okay & _any_positive(carry.adjoint_sizes)
+        missed = eqx.tree_at(lambda r: r.loss, missed, replace_fn=matters.__mul__)
         direction = problem.parameters.model.parts[0].direction
         resolution = eqx.tree_at(
             lambda r: (r.start, r.end),
-            carry.resolution,
+            worse(carry.resolution, missed),
             replace_fn=lambda t: t * direction,
         )
         trusted = check(
@@ -284,6 +297,10 @@ class InterpolatedSweep(AbstractSweep):
             self.on_unresolved,
         )
         return adjoint, trusted & okay
+
+
+def _any_positive(tree):
+    return ft.reduce(jnp.logical_or, [x > 0 for x in jtu.tree_leaves(tree)], False)
 
 
 def _gauss(n, start, end):
@@ -299,7 +316,7 @@ def _saved_cotangent(problem: Problem, cotangents, index):
     total = jtu.tree_map(jnp.zeros_like, problem.y0)
     first = 0
     end = sum(problem.lengths) + len(problem.jumps)
-    states = save_states(cotangents[0])
+    states = save_states(cotangents.final)
     for sub, length, save in zip(problem.subsaveats, problem.lengths, states):
         # Where it is in the buffer, and whether it is there.
         places = []

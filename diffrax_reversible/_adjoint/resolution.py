@@ -31,8 +31,9 @@ _SOLUTION = (
     "the solution",
     "About `InterpolatedAdjoint(nodes={count})` would do, if the solution is smooth; where "
     "the vector field jumps, `ClipStepSizeController(jump_ts=...)`.",
-    "Its Chebyshev coefficients do not decay, so that at least "
-    "`InterpolatedAdjoint(nodes={count})` are needed; or, where more nodes are no better, "
+    "Its Chebyshev coefficients do not decay, or miss what the steps of the solve have "
+    "seen, so that at least `InterpolatedAdjoint(nodes={count})` are needed; or, where "
+    "more nodes are no better, "
     "smaller tolerances of the solve, `InterpolatedAdjoint(..., landing=True)`, or "
     "`ClipStepSizeController(jump_ts=...)` where the vector field jumps.",
 )
@@ -105,6 +106,21 @@ def resolve(
     # What is not finite speaks for itself.
     loss = jnp.where(jnp.isfinite(envelope[0]), envelope[last], 0)
     return loss, needed
+
+
+def missing(
+    reached: PyTree[Array], seen: PyTree[Array], sizes: PyTree[Array]
+) -> tuple[Array, Array]:
+    """The same, of a function that goes as far as `reached` where it was not looked at,
+    and as far as `seen` where it was. Of interest where the two are very different."""
+    if len(jtu.tree_leaves(seen)) == 0:
+        return jnp.zeros(()), jnp.zeros(())
+    reached, seen, sizes = lax.stop_gradient((reached, seen, sizes))
+    missed = jtu.tree_map(lambda a, b: jnp.max(a - b, initial=0), reached, seen)
+    scaled = [x / scale for x, scale in zip(jtu.tree_leaves(missed), _scales(sizes))]
+    loss = ft.reduce(jnp.maximum, scaled)
+    known = jnp.isfinite(loss) & (loss > 0.05)
+    return jnp.where(known, loss, 0), jnp.full_like(loss, jnp.inf)
 
 
 def worse(a: Resolution, b: Resolution) -> Resolution:

@@ -318,3 +318,23 @@ def test_failed_adjoint_equation(throw):
             jax.block_until_ready(grad(0.5))
     else:
         assert jnp.isnan(grad(0.5))
+
+
+def _excitable(a, adjoint):
+    """At rest but for a short excursion of the first component."""
+
+    def vector_field(t, y, a):
+        push = a * jnp.exp(-20 * (t - 4.7) ** 2)
+        return jnp.stack([8 * push - 9 * y[0], 0 * y[1]])
+
+    controller = _pid(1e-6, step_ts=[4.7])
+    return jnp.sum(_solve(terms=diffrax.ODETerm(vector_field), args=a, adjoint=adjoint,
+                          y0=jnp.array([0.0, 1.0]), t1=10.0, max_steps=1024, dt0=None,
+                          stepsize_controller=controller).ys)  # fmt: skip
+
+
+def test_what_happens_between_the_nodes():
+    """The coefficients of a solution that is at rest at every node say nothing, but its
+    steps do."""
+    with pytest.raises(Exception, match="what the steps of the solve have seen"):
+        jax.block_until_ready(_grad(_excitable, InterpolatedAdjoint(8), 1.0))
