@@ -160,6 +160,8 @@ def split(problem: Problem) -> tuple[Inputs, PyTree]:
         problem.parameters, eqx.is_inexact_array
     )
     rest, static = eqx.partition((rest, y0_rest, parameters_rest), eqx.is_array)
+    # Constants of a vector field may be arrays of NumPy.
+    y0, parameters = jtu.tree_map(jnp.asarray, (y0, parameters))
     return Inputs(y0, parameters, lax.stop_gradient(rest)), static
 
 
