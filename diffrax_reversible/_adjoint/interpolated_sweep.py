@@ -1,6 +1,5 @@
 """The adjoint equation, from one save time to the one before."""
 
-import functools as ft
 from collections.abc import Callable
 
 import equinox as eqx
@@ -27,7 +26,16 @@ from .chebyshev import chebyshev_points, gauss_legendre
 from .interpolated_options import unsupported
 from .interpolated_problem import join, Model, Parameters, Problem, run, Trajectory
 from .problem import is_none, save_states
-from .resolution import check, missing, OnUnresolved, Resolution, resolve, sizes, worse
+from .resolution import (
+    check,
+    largest,
+    missing,
+    OnUnresolved,
+    Resolution,
+    resolve,
+    sizes,
+    worse,
+)
 
 
 _FAILED = (
@@ -160,23 +168,21 @@ class InterpolatedSweep(AbstractSweep):
         )
         breaks, order = problem.breaks()
         number = carry.remaining - 1
-        start, end = breaks[number], breaks[number + 1]
-        # There is nothing to be found where a solve has failed.
-        start = jnp.where(carry.okay, start, end)
-        trajectory = problem.trajectory(outputs.solution, number, start, end)
-
-        reached = trajectory.reached(problem.y0)
-        seen = jtu.tree_map(jnp.maximum, carry.seen, reached)
         index = order[number]
         saved = _saved_cotangent(problem, cotangents, index)
         adjoint = jtu.tree_map(jnp.add, carry.adjoint, saved)
-        found = sizes(adjoint)
-        adjoint_sizes = jtu.tree_map(jnp.maximum, carry.adjoint_sizes, found)
-        matters = _any_positive(found)
+        size = largest(sizes(adjoint))
+        adjoint_sizes = jtu.tree_map(jnp.maximum, carry.adjoint_sizes, sizes(adjoint))
+        start, end = breaks[number], breaks[number + 1]
+        # There is nothing to be found where a solve has failed, or a cotangent is NaN.
+        start = jnp.where(carry.okay & jnp.isfinite(size), start, end)
+        trajectory = problem.trajectory(outputs.solution, number, start, end)
+        reached = trajectory.reached(problem.y0)
+        seen = jtu.tree_map(jnp.maximum, carry.seen, reached)
 
         def resolution(values, points, sizes, of_adjoint):
             loss, needed = resolve(values, points, sizes, self.rtol)
-            loss = jnp.where(matters, loss, 0)
+            loss = jnp.where(size > 0, loss, 0)
             return Resolution(loss, needed, start, end, jnp.array(of_adjoint))
 
         found = resolution(
@@ -233,6 +239,10 @@ class InterpolatedSweep(AbstractSweep):
     def _solve(self, problem, trajectory, adjoint, parameters, ts=None):
         """The adjoint at the start of the trajectory, the cotangent of the parameters,
         the adjoint at `ts`, and whether this was successful."""
+        # The equation is linear. Absolute tolerances know nothing of the size of a loss.
+        size = lax.stop_gradient(largest(sizes(adjoint)))
+        size = jnp.where(size == 0, 1, size)
+        adjoint = jtu.tree_map(lambda x: x / size.astype(x.dtype), adjoint)
         model = problem.parameters.model
         terms = [
             ODETerm(_AdjointField(trajectory, model, i))
@@ -253,10 +263,9 @@ class InterpolatedSweep(AbstractSweep):
             throw=False,
             **problem.backward,
         )
-        assert solution.ys is not None
-        new, increment = jtu.tree_map(lambda x: x[0], solution.ys["start"])
-        inside = solution.ys.get("inside")
-        return new, increment, inside, is_successful(solution.result)
+        ys = jtu.tree_map(lambda x: size.astype(x.dtype) * x, solution.ys)
+        new, increment = jtu.tree_map(lambda x: x[0], ys["start"])
+        return new, increment, ys.get("inside"), is_successful(solution.result)
 
     def finish(
         self, inputs: Inputs, outputs: PyTree, cotangents: PyTree, carry: _Walk
@@ -281,7 +290,7 @@ class InterpolatedSweep(AbstractSweep):
             *missing(outputs.reached, carry.seen, carry.sizes),
             *(breaks[0], breaks[-1], jnp.array(False)),
         )
-        matters = carry.okay & _any_positive(carry.adjoint_sizes)
+        matters = carry.okay & (largest(carry.adjoint_sizes) > 0)
         missed = eqx.tree_at(lambda r: r.loss, missed, replace_fn=matters.__mul__)
         direction = problem.parameters.model.parts[0].direction
         resolution = eqx.tree_at(
@@ -297,10 +306,6 @@ class InterpolatedSweep(AbstractSweep):
             self.on_unresolved,
         )
         return adjoint, trusted & okay
-
-
-def _any_positive(tree):
-    return ft.reduce(jnp.logical_or, [x > 0 for x in jtu.tree_leaves(tree)], False)
 
 
 def _gauss(n, start, end):

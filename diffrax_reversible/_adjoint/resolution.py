@@ -66,14 +66,16 @@ def sizes(tree: PyTree[Array]) -> PyTree[Array]:
     return jtu.tree_map(lambda x: jnp.max(jnp.abs(x), initial=0), tree)
 
 
+def largest(sizes: PyTree[Array]) -> Array:
+    return ft.reduce(jnp.maximum, jtu.tree_leaves(sizes), jnp.zeros((), jnp.float32))
+
+
 def _scales(sizes: PyTree[Array]) -> list[Array]:
     """What the error of each leaf is relative to: its size, unless it is nothing but
     rounding of the others."""
-    leaves = jtu.tree_leaves(sizes)
-    largest = ft.reduce(jnp.maximum, leaves)
-    largest = jnp.where(largest == 0, 1, largest)
-    eps = jnp.finfo(largest.dtype).eps
-    return [jnp.maximum(x, eps**0.5 * largest).astype(x.dtype) for x in leaves]
+    size = largest(sizes)
+    floor = jnp.finfo(size.dtype).eps ** 0.5 * jnp.where(size == 0, 1, size)
+    return [jnp.maximum(x, floor.astype(x.dtype)) for x in jtu.tree_leaves(sizes)]
 
 
 def resolve(

@@ -109,6 +109,19 @@ def test_controllers_of_the_solve():
     assert _difference(_parameters(), adjoint, **options) < 1e-6
 
 
+@pytest.mark.parametrize("quadrature", (True, False))
+def test_size_of_the_cotangent(quadrature):
+    """The adjoint equation is linear: its tolerances are relative to the size of what is
+    differentiated. A NaN stays one."""
+    adjoint = InterpolatedAdjoint(10, quadrature=quadrature)
+    loss = lambda p, scale: scale * weigh(_solve(p, adjoint).ys)
+    grad = jit(jax.grad(loss))
+    p, small = _parameters(), 2.0**-60
+    scaled = jtu.tree_map(lambda x: small * x, grad(p, 1.0))
+    assert tree_difference(grad(p, small), scaled) < 1e-14
+    assert all(bool(jnp.all(jnp.isnan(x))) for x in jtu.tree_leaves(grad(p, jnp.nan)))
+
+
 #
 # The solve
 #
