@@ -49,12 +49,17 @@ class InterpolatedAdjoint(AbstractAdjoint):
     **Error.** That of the interpolation falls with the number of nodes like
     `rho**-nodes`, with a `rho > 1` that is the larger the shorter and smoother the
     solution is in each interval, until the error of what is interpolated is left: that
-    of the solve and of its dense output (which `landing=True` does without). To this
-    adds the error of the adjoint equation, by default of the same tolerances as the
-    solve, and that of the quadrature. The decay of the Chebyshev coefficients tells
-    whether solution and adjoint are resolved: if one is not, there is an error that
-    names the number of points that would do (`rtol`, `on_unresolved`). More save times
-    make more intervals.
+    of the solve and of its dense output. To this adds the error of the adjoint
+    equation, by default solved with the tolerances of the solve, relative to the size
+    of the adjoint at the end of each interval; and that of the quadrature. More save
+    times make more intervals.
+
+    The decay of the Chebyshev coefficients tells whether solution and adjoint are
+    resolved; where one of them is not, there is an error, which names the number of
+    points that would do (`rtol`, `on_unresolved`). There is one, too, if the steps of
+    the solve have been where its interpolation does not come near. The estimate is
+    that of the interpolation, relative to the solution: a gradient that is much more
+    sensitive than the solution loses more.
 
     **Differentiated** are `y0`, `args`, `terms`, what the vector field closes over, and
     the times `t0`, `t1` and `SaveAt(ts=...)`; and of the solution `ys` and `ts`.
@@ -63,15 +68,16 @@ class InterpolatedAdjoint(AbstractAdjoint):
     evaluation and one vector-Jacobian product for each evaluation of the adjoint
     equation, whose steps do not depend on those of the solve; and `quadrature` more of
     both in each interval for the gradient with respect to parameters. Memory:
-    `nodes - 1` states for each interval, and one evaluation of the vector field.
+    `nodes - 1` states for each interval, those of one interval a few times more while
+    it is walked, and one evaluation of the vector field.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
-    batch share are summed at every Gauss point, so that memory and time are those of a
-    solve with a batched state. With `quadrature=False` there is one such cotangent for
-    each element.
+    batch share are summed at every Gauss point, so that memory and time are nearly
+    those of a solve with a batched state. With `quadrature=False` there is one such
+    cotangent for each element, which takes many times as much of both.
 
-    **Derivatives.** Reverse mode, forward mode (of the numerical solution, as
-    [`diffrax.ForwardMode`][]), and forward mode over reverse mode. Reverse mode over
+    **Derivatives.** Reverse mode, forward mode (of the numerical solution, with the
+    first step and the steps of a constant controller held where they are), and forward mode over reverse mode. Reverse mode over
     reverse mode raises.
 
     **Jumps** of the vector field must be known, from
