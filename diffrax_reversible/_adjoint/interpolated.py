@@ -77,8 +77,8 @@ class InterpolatedAdjoint(AbstractAdjoint):
     cotangent for each element, which takes many times as much of both.
 
     **Derivatives.** Reverse mode, forward mode (of the numerical solution, with the
-    first step and the steps of a constant controller held where they are), and forward mode over reverse mode. Reverse mode over
-    reverse mode raises.
+    first step and the steps of a constant controller held where they are), and forward
+    mode over reverse mode. Reverse mode over reverse mode raises.
 
     **Jumps** of the vector field must be known, from
     `ClipStepSizeController(jump_ts=...)`: intervals then end there, too.

@@ -13,9 +13,9 @@ from .levels import axes, vmapped
 
 _TWICE = (
     "A gradient with `ReversibleAdjoint()` or `InterpolatedAdjoint(...)` cannot be "
-    "differentiated in reverse mode again. For second derivatives use forward mode over reverse mode: "
-    "`jax.jacfwd(jax.grad(...))`, `jax.jvp` of `jax.grad`, or a Hessian-vector product "
-    "of these."
+    "differentiated in reverse mode again. For second derivatives use forward mode over "
+    "reverse mode: `jax.jacfwd(jax.grad(...))`, `jax.jvp` of `jax.grad`, or a "
+    "Hessian-vector product of these."
 )
 
 
