@@ -2,6 +2,7 @@ from . import _citations as _citations
 from ._adjoint import (
     InterpolatedAdjoint as InterpolatedAdjoint,
     ReversibleAdjoint as ReversibleAdjoint,
+    SymplecticAdjoint as SymplecticAdjoint,
 )
 from ._controller import (
     RecordedState as RecordedState,

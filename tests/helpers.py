@@ -18,12 +18,14 @@ from diffrax_reversible import (
     ALF,
     ALFComposition,
     Reversible,
+    ReversibleAdjoint,
     ReversibleALF2,
     ReversibleALF4,
     ReversibleALF6,
     ReversibleALF8,
     ReversibleYoshida4,
     ReversibleYoshida6,
+    SymplecticAdjoint,
 )
 from diffrax_reversible._solver.coefficients_low import BLANES_MOAN4
 
@@ -52,6 +54,12 @@ SOLVERS = (
     pytest.param(Reversible(diffrax.Heun()), id="Heun coupled", marks=_slow),
     pytest.param(_blanes_moan4, id="BlanesMoan4", marks=_slow),
 )
+
+
+def adjoint_of(solver):
+    """The adjoint method that a solver is tested with."""
+    is_runge_kutta = isinstance(solver, diffrax.AbstractERK | diffrax.Euler)
+    return SymplecticAdjoint() if is_runge_kutta else ReversibleAdjoint()
 
 
 # Compiling is what the tests spend their time on.

@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import ClassVar
 
 import equinox as eqx
 import jax.lax as lax
@@ -82,9 +81,12 @@ class AbstractSweep(abc.ABC):
 
     - `refusal`: the message of the error raised where a value is differentiated that is
         not among the inputs, but that `evaluate` closes over.
+    - `refusal_twice`: of the one raised where the walk is itself walked back.
     """
 
-    refusal: ClassVar[str]
+    # Annotated only: a field, a class variable or a property, as suits the subclass.
+    refusal: str
+    refusal_twice: str
 
     @abc.abstractmethod
     def evaluate(self, inputs: Inputs) -> PyTree[Array]:

@@ -24,6 +24,10 @@ class Checkpoints(eqx.Module):
     numbers: Int[Array, " slots"]
     stride: IntScalarLike
 
+    @property
+    def buffers(self) -> list:
+        return [self.states]
+
     @staticmethod
     def empty(slots: int, state: PyTree[Array]) -> "Checkpoints":
         states = jtu.tree_map(

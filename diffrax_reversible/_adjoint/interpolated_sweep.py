@@ -112,6 +112,12 @@ class InterpolatedSweep(AbstractSweep):
         "value that a callable closes over, other than the vector field. Pass it through "
         "`args`, or use `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
     )
+    refusal_twice = (
+        "A gradient with `InterpolatedAdjoint(...)` cannot be differentiated in reverse "
+        "mode again. For second derivatives use forward mode over reverse mode: "
+        "`jax.jacfwd(jax.grad(...))`, `jax.jvp` of `jax.grad`, or a Hessian-vector "
+        "product of these."
+    )
 
     def __init__(
         self,

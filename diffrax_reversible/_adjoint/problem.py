@@ -14,7 +14,6 @@ from jaxtyping import PyTree
 from .._compat import SaveState, while_loop
 from .._controller import follow, moving_node, MovingSteps, RecordedSteps, Span
 from .abstract_sweep import Inputs
-from .checkpoints import Checkpoints
 from .hoist import is_subsaveat
 
 
@@ -126,11 +125,14 @@ def _moving(problem: Problem):
 
 
 def run(
-    loop: Callable, problem: Problem, checkpoints: Checkpoints | None
-) -> tuple[PyTree, Checkpoints | None]:
-    """The state at the end of the loop, and the checkpoints that it has kept.
+    loop: Callable, problem: Problem, memory: Any, keep: Callable[[Any, Any, Any], Any]
+) -> tuple[PyTree, Any]:
+    """The state at the end of the loop, and what was kept on the way.
 
     - `loop`: diffrax's own.
+    - `memory`: has a property `buffers`; or `None`.
+    - `keep`: makes the new memory of the old one and of the states before and after a
+        step of the loop.
     """
     parameters = problem.parameters
     span = parameters.span
@@ -150,23 +152,18 @@ def run(
 
     def outer_while_loop(cond_fun, body_fun, _, *, max_steps, buffers):
         def body(carry):
-            state, checkpoints = carry
+            state, memory = carry
             new = body_fun(state)
-            if checkpoints is not None:
-                kept = new.num_accepted_steps > state.num_accepted_steps
-                checkpoints = checkpoints.keep(
-                    new.num_accepted_steps, (new.y, new.solver_state), kept
-                )
-            return new, checkpoints
+            return new, None if memory is None else keep(memory, state, new)
 
         def all_buffers(carry):
-            state, checkpoints = carry
+            state, memory = carry
             nodes = list(buffers(state))
             if recorded:
                 record = state.controller_state.record
                 nodes += [record.intervals, record.made_jump]
-            if checkpoints is not None:
-                nodes.append(checkpoints.states)
+            if memory is not None:
+                nodes += memory.buffers
             return nodes
 
         state = jtu.tree_map(jnp.asarray, init_state)
@@ -174,7 +171,7 @@ def run(
             while_loop(
                 lambda carry: cond_fun(carry[0]),
                 body,
-                (state, checkpoints),
+                (state, memory),
                 max_steps=max_steps,
                 buffers=all_buffers,
                 kind="lax",

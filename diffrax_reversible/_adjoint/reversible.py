@@ -1,61 +1,17 @@
 """Exact gradients of a reversible solve, without storing it."""
 
-import functools as ft
 from typing import cast
 
 import equinox as eqx
-import jax.tree_util as jtu
-from diffrax import AbstractAdjoint, ConstantStepSize, LeapfrogMidpoint
+from diffrax import LeapfrogMidpoint
 
-from .._compat import while_loop
-from .._controller import knows_its_steps, RecordedSteps, Span
 from .._solver import as_reversible, refuse_sde
 from .accuracy import default_rtol, OnInaccurate
-from .hoist import (
-    hoist_event,
-    hoist_fns,
-    hoist_terms,
-    is_subsaveat,
-    with_controller,
-    without_parameters,
-)
-from .problem import is_none, Parameters, Problem, split
-from .refuse import refuse_derivative
-from .rule import with_reverse_sweep
-from .sweep import ReversibleSweep
+from .base import AbstractSweepAdjoint
+from .reversible_sweep import ReversibleSweep
 
 
-def _refuse_time(name: str) -> str:
-    return (
-        f"`adjoint=ReversibleAdjoint()` does not differentiate with respect to {name}. "
-        "Use `jax.lax.stop_gradient` on it, or "
-        "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
-    )
-
-
-def _refuse_unknown_jumps(controller, solver, terms, init_state) -> None:
-    """Raises if a controller that is not known to step over jumps does: `made_jump` is
-    then traced, not `False`."""
-    adapted = eqx.filter_eval_shape(
-        controller.adapt_step_size,
-        init_state.tprev,
-        init_state.tnext,
-        init_state.y,
-        init_state.y,
-        None,
-        init_state.y,
-        solver.error_order(terms),
-        init_state.controller_state,
-    )
-    if adapted[3] is not False and not controller.jumps:
-        raise NotImplementedError(
-            "`adjoint=ReversibleAdjoint()` supports jumps in the vector field only with "
-            "`ClipStepSizeController(jump_ts=...)`, outermost or inside of "
-            f"`RecordedSteps`; got the controller {controller}."
-        )
-
-
-class ReversibleAdjoint(AbstractAdjoint):
+class ReversibleAdjoint(AbstractSweepAdjoint):
     """Exact gradients at constant memory, for reversible solvers. Differentiates the
     numerical solution itself ("discretise-then-optimise"), as
     [`diffrax.RecursiveCheckpointAdjoint`][] does, and gives the same gradients up to
@@ -161,25 +117,7 @@ class ReversibleAdjoint(AbstractAdjoint):
                 f'"warn"; got {self.on_inaccurate!r}.'
             )
 
-    def loop(
-        self,
-        *,
-        args,
-        terms,
-        solver,
-        stepsize_controller,
-        event,
-        saveat,
-        t0,
-        t1,
-        dt0,
-        max_steps,
-        throw,
-        init_state,
-        passed_solver_state,
-        passed_controller_state,
-        progress_meter,
-    ):
+    def refuse(self, solver, terms, passed_solver_state):
         as_reversible(solver)
         refuse_sde(solver, terms)
         if passed_solver_state and type(solver) is LeapfrogMidpoint:
@@ -189,115 +127,26 @@ class ReversibleAdjoint(AbstractAdjoint):
                 "`diffeqsolve(LeapfrogMidpoint(), ..., solver_state=...)`. Leave out "
                 "the solver state, and the first step is an explicit Euler step."
             )
-        refuse = refuse_derivative
-        constant = isinstance(stepsize_controller, ConstantStepSize)
-        if passed_controller_state and constant:
-            message = _refuse_time("`t0` or `t1` when `controller_state` is passed")
-            t0, t1 = refuse((t0, t1), message)
-        if not constant:
-            dt0 = refuse(dt0, _refuse_time("`dt0` when steps are not constant"))
-        stepsize_controller = refuse(
-            stepsize_controller, _refuse_time("a parameter of `stepsize_controller`")
-        )
-        if not passed_solver_state:
-            # `solver.init` has looked at the vector field after the jump.
-            init_state = eqx.tree_at(lambda s: s.made_jump, init_state, False)
 
-        t, y = init_state.tprev, init_state.y
-
-        def step(terms):
-            state = init_state
-            return solver.step(
-                terms, t, state.tnext, y, args, state.solver_state, state.made_jump
+    def room(self, max_steps):
+        if max_steps is None:
+            raise ValueError(
+                "`adjoint=ReversibleAdjoint()` must know how many steps to make room "
+                "for. Pass `diffeqsolve(..., max_steps=...)`, or "
+                "`stepsize_controller=RecordedSteps(controller, capacity=...)`."
             )
+        return max_steps
 
-        terms = hoist_terms(terms, t, y, args, step)
-        fns = hoist_fns(saveat, t, y, args)
-        controller = stepsize_controller
-        if not knows_its_steps(controller):
-            if max_steps is None:
-                raise ValueError(
-                    "`adjoint=ReversibleAdjoint()` must know how many steps to make "
-                    "room for. Pass `diffeqsolve(..., max_steps=...)`, or "
-                    "`stepsize_controller=RecordedSteps(controller, capacity=...)`."
-                )
-            controller = RecordedSteps(controller, max_steps, _check_capacity=False)
-            init_state = eqx.tree_at(
-                lambda s: s.controller_state,
-                init_state,
-                controller.start(init_state.controller_state, t.dtype),
-                is_leaf=is_none,
-            )
-        if isinstance(controller, RecordedSteps):
-            _refuse_unknown_jumps(controller, solver, terms, init_state)
-        rtol = default_rtol(y) if self.rtol is None else self.rtol
+    def sweep(self, loop, static, problem, throw, passed_solver_state):
+        del passed_solver_state
+        rtol = default_rtol(problem.state.y) if self.rtol is None else self.rtol
         on_inaccurate = cast(OnInaccurate, self.on_inaccurate)
         if on_inaccurate == "raise" and not throw:
             on_inaccurate = "nan"
-        if event is not None:
-            # Conditions are handed the controller of the user.
-            event = with_controller(event, stepsize_controller)
-
-        def outer_while_loop(cond_fun, body_fun, state, *, max_steps, buffers):
-            del cond_fun, body_fun, buffers
-            subsaveats = jtu.tree_leaves(saveat.subs, is_leaf=is_subsaveat)
-            span = Span(t0, t1, dt0)
-            parameters = Parameters(args, terms, fns, [s.ts for s in subsaveats], span)
-            inner_event = event
-            if event is not None:
-                kwargs = dict(
-                    terms=terms,
-                    solver=solver,
-                    t0=t0,
-                    t1=t1,
-                    dt0=dt0,
-                    saveat=saveat,
-                    stepsize_controller=stepsize_controller,
-                    max_steps=max_steps,
-                )
-                inner_event = hoist_event(event, kwargs, t, y, args)
-            options = dict(
-                event=inner_event, max_steps=max_steps, progress_meter=progress_meter
-            )
-            problem = Problem(
-                parameters,
-                solver,
-                controller,
-                without_parameters(saveat),
-                state,
-                options,
-            )
-            inputs, static = split(problem)
-            sweep = ReversibleSweep(
-                self._loop, static, self.checkpoints, rtol, on_inaccurate
-            )
-            final_state, _ = with_reverse_sweep(sweep, inputs)
-            return final_state
-
-        final_state, aux_stats = self._loop(
-            args=args,
-            terms=terms,
-            solver=solver,
-            stepsize_controller=controller,
-            event=event,
-            saveat=saveat,
-            t0=t0,
-            t1=t1,
-            dt0=dt0,
-            max_steps=max_steps,
-            init_state=init_state,
-            progress_meter=progress_meter,
-            inner_while_loop=ft.partial(while_loop, kind="lax"),
-            outer_while_loop=outer_while_loop,
+        name = type(self).__name__
+        return ReversibleSweep(
+            loop, static, name, self.checkpoints, rtol, on_inaccurate
         )
-        if controller is not stepsize_controller:
-            final_state = eqx.tree_at(
-                lambda s: s.controller_state,
-                final_state,
-                final_state.controller_state.controller_state,
-                is_leaf=is_none,
-            )
-        return final_state, aux_stats
 
 
 ReversibleAdjoint.__init__.__doc__ = """**Arguments:**

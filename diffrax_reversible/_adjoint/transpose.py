@@ -11,14 +11,6 @@ from .abstract_sweep import Batch
 from .levels import axes, vmapped
 
 
-_TWICE = (
-    "A gradient with `ReversibleAdjoint()` or `InterpolatedAdjoint(...)` cannot be "
-    "differentiated in reverse mode again. For second derivatives use forward mode over "
-    "reverse mode: `jax.jacfwd(jax.grad(...))`, `jax.jvp` of `jax.grad`, or a "
-    "Hessian-vector product of these."
-)
-
-
 def transpose(inputs, outputs, cotangents, static, levels, perturbed):
     """The cotangents of the perturbed inputs."""
     sweep = static.sweep
@@ -105,5 +97,5 @@ def transpose(inputs, outputs, cotangents, static, levels, perturbed):
         return jnp.where(all_trusted.reshape(shape), value, jnp.nan)
 
     return nondifferentiable_backward(
-        [collect(i) for i in perturbed], msg=_TWICE, symbolic=True
+        [collect(i) for i in perturbed], msg=sweep.refusal_twice, symbolic=True
     )

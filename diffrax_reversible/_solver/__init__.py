@@ -15,7 +15,12 @@ from .ees import EES25 as EES25, EES27 as EES27
 from .grid import propose_grid as propose_grid
 from .mali import ALF as ALF
 from .registry import as_reversible as as_reversible
-from .sde import refuse_sde as refuse_sde
+from .reversal import AbstractReversal as AbstractReversal, Rebuild as Rebuild
+from .runge_kutta import (
+    combine as combine,
+    full_tableau_of as full_tableau_of,
+)
+from .sde import refuse_sde as refuse_sde, refuse_unsafe_sde as refuse_unsafe_sde
 from .symplectic_composition import SymplecticComposition as SymplecticComposition
 from .update import (
     AbstractShift as AbstractShift,

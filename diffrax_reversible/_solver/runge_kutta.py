@@ -28,7 +28,7 @@ class Tableau(NamedTuple):
     error_end: float = 0.0
 
 
-def tableau_of(solver: AbstractSolver) -> Tableau:
+def full_tableau_of(solver: AbstractSolver) -> Tableau:
     """Of diffrax's explicit Runge-Kutta solvers, and of [`diffrax.Euler`][]."""
     if isinstance(solver, Euler):
         return Tableau(np.zeros((1, 1)), np.ones(1), np.zeros(1), None, 0.0)
@@ -38,12 +38,18 @@ def tableau_of(solver: AbstractSolver) -> Tableau:
     a = np.zeros((s, s))
     for i, row in enumerate(tableau.a_lower):
         a[i + 1, : len(row)] = row
-    b, c, error = tableau.b_sol, np.append(0.0, tableau.c), tableau.b_error
-    if b[-1] == 0 and np.array_equal(a[-1], b):
-        # The last stage is the slope at the end of the step (FSAL), which the other
-        # base step starts with.
+    return Tableau(a, tableau.b_sol, np.append(0.0, tableau.c), tableau.b_error, 0.0)
+
+
+def tableau_of(solver: AbstractSolver) -> Tableau:
+    """The same, without a last stage that the step itself has no use for."""
+    full = full_tableau_of(solver)
+    a, b, c, error, _ = full
+    if error is not None and b[-1] == 0 and np.array_equal(a[-1], b):
+        # The slope at the end of the step (FSAL), which the other base step starts
+        # with.
         return Tableau(a[:-1, :-1], b[:-1], c[:-1], error[:-1], float(error[-1]))
-    return Tableau(a, b, c, error, 0.0)
+    return full
 
 
 def scale(factor, x: PyTree) -> PyTree:

@@ -12,6 +12,17 @@ from .._compat import is_sde, is_unsafe_sde
 from .alf import AbstractALFComposition
 
 
+def refuse_unsafe_sde(name: str, terms: PyTree[AbstractTerm]) -> None:
+    """Raises `ValueError` for a Brownian motion that cannot be looked up again, which
+    the adjoint method `name` has to."""
+    if is_sde(terms) and is_unsafe_sde(terms):
+        raise ValueError(
+            f"`adjoint={name}()` must look up again every increment of the Brownian "
+            "motion that the solve has seen, which `UnsafeBrownianPath` does not "
+            "promise. Use `diffrax.VirtualBrownianTree`."
+        )
+
+
 def refuse_sde(solver: AbstractSolver, terms: PyTree[AbstractTerm]) -> None:
     """Raises `ValueError` for an SDE that `solver` and its reverse do not fit."""
     if not is_sde(terms):
@@ -21,12 +32,7 @@ def refuse_sde(solver: AbstractSolver, terms: PyTree[AbstractTerm]) -> None:
         "Use a solver that converges to the Stratonovich solution, for example "
         "`diffrax.ReversibleHeun()` or `Reversible(diffrax.Heun())`"
     )
-    if is_unsafe_sde(terms):
-        raise ValueError(
-            "`adjoint=ReversibleAdjoint()` must look up again every increment of the "
-            "Brownian motion that the solve has seen, which `UnsafeBrownianPath` does "
-            "not promise. Use `diffrax.VirtualBrownianTree`."
-        )
+    refuse_unsafe_sde("ReversibleAdjoint", terms)
     if isinstance(solver, AbstractItoSolver):
         raise ValueError(
             f"`solver={name}()` converges to the Itô solution of an SDE, which is not "

@@ -1,7 +1,6 @@
 """What a gradient costs: evaluations of the vector field, memory, time."""
 
 import functools as ft
-import time
 
 import diffrax
 import equinox as eqx
@@ -14,28 +13,11 @@ import pytest
 from diffrax_reversible import RecordedSteps, ReversibleAdjoint, ReversibleALF4
 
 from ..helpers import constant, pairwise_or_product, SOLVERS, Stepping
+from ..measure import Counter, fastest, mlp, temp_memory
 
 
 _ours = ReversibleAdjoint()
 _reference = diffrax.RecursiveCheckpointAdjoint()
-
-
-def _temp_memory(f, *args):
-    compiled = jax.jit(f).lower(*args).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
-def _fastest(*fns, repeats=3):
-    """The shortest time of each, taken in turn."""
-    for fn in fns:
-        jax.block_until_ready(fn())
-    times = [[] for _ in fns]
-    for _ in range(repeats):
-        for fn, found in zip(fns, times):
-            start = time.perf_counter()
-            jax.block_until_ready(fn())
-            found.append(time.perf_counter() - start)
-    return [min(found) for found in times]
 
 
 #
@@ -54,41 +36,9 @@ _steppings = (
 )
 
 
-class _Counter:
-    def __init__(self):
-        self.evaluations = 0
-        self.vjps = 0
-
-    def field(self):
-        """A vector field that counts how often it is evaluated and pulled back."""
-
-        def evaluated(_):
-            self.evaluations += 1
-
-        def pulled_back(_):
-            self.vjps += 1
-
-        @jax.custom_vjp
-        def field(t, y, args):
-            jax.debug.callback(evaluated, t)
-            return jnp.sin(args * y + t)
-
-        def forward(t, y, args):
-            return field(t, y, args), (t, y, args)
-
-        def backward(residuals, cotangent):
-            t, y, args = residuals
-            jax.debug.callback(pulled_back, t)
-            _, vjp = jax.vjp(lambda y, a: jnp.sin(a * y + t), y, args)
-            return jnp.zeros_like(t), *vjp(cotangent)
-
-        field.defvjp(forward, backward)
-        return field
-
-
 def _evaluations_of_one_step(solver):
     """Those of `step` and of `init`."""
-    counter = _Counter()
+    counter = Counter()
     terms = diffrax.ODETerm(counter.field())
     y0, a = jnp.array([0.3, 0.9]), jnp.array(1.3)
 
@@ -107,7 +57,7 @@ def _evaluations_of_one_step(solver):
 def test_evaluations(solver, stepping):
     """Each update is evaluated once on the way, once on the way back, and pulled back
     once; the initial vector field is evaluated and pulled back once more."""
-    counter = _Counter()
+    counter = Counter()
     t0, t1 = 0.0, 1.5
     stepping = stepping(t0, t1)
 
@@ -147,13 +97,6 @@ def test_evaluations(solver, stepping):
 #
 
 
-def _mlp(sizes):
-    keys = jr.split(jr.PRNGKey(0), len(sizes))
-    return [
-        jr.normal(key, (m, n)) / n**0.5 for key, m, n in zip(keys, sizes[1:], sizes)
-    ]
-
-
 def _field(t, y, weights):
     *hidden, last = weights
     for w in hidden:
@@ -186,10 +129,10 @@ def _loss(y0, weights, adjoint, steps, controller=None, saveat=None):
 def test_memory_of_constant_steps(save_times):
     saveat = diffrax.SaveAt(ts=jnp.linspace(0, 1, 5)) if save_times else None
     memory = [
-        _temp_memory(
+        temp_memory(
             jax.grad(lambda *x: _loss(*x, _ours, steps, saveat=saveat), (0, 1)),
             jnp.ones(8),
-            _mlp((8, 32, 8)),
+            mlp((8, 32, 8)),
         )
         for steps in (100, 10_000)
     ]
@@ -202,10 +145,10 @@ def test_memory_of_adaptive_steps():
     controller = diffrax.PIDController(rtol=1e-5, atol=1e-5)
     max_steps = (100, 10_000)
     memory = [
-        _temp_memory(
+        temp_memory(
             jax.grad(lambda *x: _loss(*x, _ours, steps, controller), (0, 1)),
             jnp.ones(8),
-            _mlp((8, 32, 8)),
+            mlp((8, 32, 8)),
         )
         for steps in max_steps
     ]
@@ -238,10 +181,10 @@ def _batch_gradient(adjoint, vmapped, steps):
 
 def test_memory_of_vmapped_gradient():
     """Memory does not depend on the number of steps, so a few will do."""
-    args = (jr.normal(jr.PRNGKey(1), (256, 64)), _mlp(_batch_sizes))
-    vmapped = _temp_memory(_batch_gradient(_ours, True, 100), *args)
-    batched = _temp_memory(_batch_gradient(_ours, False, 100), *args)
-    reference = _temp_memory(_batch_gradient(_reference, True, 100), *args)
+    args = (jr.normal(jr.PRNGKey(1), (256, 64)), mlp(_batch_sizes))
+    vmapped = temp_memory(_batch_gradient(_ours, True, 100), *args)
+    batched = temp_memory(_batch_gradient(_ours, False, 100), *args)
+    reference = temp_memory(_batch_gradient(_reference, True, 100), *args)
     print(
         f"Temp memory, 256 solves: vmapped {vmapped / 1e6:.2f} MB, batched "
         f"{batched / 1e6:.2f} MB, RecursiveCheckpointAdjoint vmapped "
@@ -254,13 +197,13 @@ def test_memory_of_vmapped_gradient():
 @pytest.mark.benchmark
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
 def test_time_of_vmapped_gradient(dtype):
-    args = (jr.normal(jr.PRNGKey(1), (256, 64)), _mlp(_batch_sizes))
+    args = (jr.normal(jr.PRNGKey(1), (256, 64)), mlp(_batch_sizes))
     args = jtu.tree_map(lambda x: x.astype(dtype), args)
     compiled = [
         ft.partial(jax.jit(_batch_gradient(adjoint, vmapped, 100)), *args)
         for adjoint, vmapped in ((_ours, True), (_ours, False), (_reference, True))
     ]
-    vmapped, batched, reference = _fastest(*compiled)
+    vmapped, batched, reference = fastest(*compiled)
     print(
         f"Time, 256 solves: vmapped {vmapped:.2f} s, batched {batched:.2f} s, "
         f"RecursiveCheckpointAdjoint vmapped {reference:.2f} s"
@@ -276,7 +219,7 @@ def test_time_of_vmapped_gradient(dtype):
 
 def _recorded_solves(adjoint, max_steps, controller):
     y0s = jr.normal(jr.PRNGKey(2), (64, 8))
-    weights = _mlp((8, 64, 64, 8))
+    weights = mlp((8, 64, 64, 8))
 
     def one(y0):
         solution = diffrax.diffeqsolve(
@@ -308,7 +251,7 @@ def test_time_of_record(max_steps, factor):
     with_record = _recorded_solves(_ours, max_steps, recorded)
     num_steps, _ = with_record()
     assert 350 < jnp.max(num_steps) < 500
-    time_without, time_with = _fastest(without, with_record, repeats=9)
+    time_without, time_with = fastest(without, with_record, repeats=9)
     ratio = time_with / time_without
     print(
         f"Solve at max_steps {max_steps}, {int(jnp.max(num_steps))} steps: "
@@ -344,9 +287,9 @@ def test_record_grows_no_copies():
 def test_users_record_costs_the_same():
     """Wrapping the controller by hand adds no second record."""
     controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
-    args = (jnp.ones(8), _mlp((8, 32, 8)))
+    args = (jnp.ones(8), mlp((8, 32, 8)))
     memory = [
-        _temp_memory(jax.grad(lambda *x: _loss(*x, _ours, 4096, c), (0, 1)), *args)
+        temp_memory(jax.grad(lambda *x: _loss(*x, _ours, 4096, c), (0, 1)), *args)
         for c in (controller, RecordedSteps(controller, 4096))
     ]
     assert memory[1] < memory[0] + 1024

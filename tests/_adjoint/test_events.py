@@ -8,7 +8,7 @@ import pytest
 
 from diffrax_reversible import Reversible, ReversibleAdjoint, ReversibleALF4
 
-from ..helpers import directional_difference, jit, pairwise, tree_difference
+from ..helpers import adjoint_of, directional_difference, jit, pairwise, tree_difference
 
 
 _newton = optx.Newton(1e-11, 1e-11)
@@ -57,6 +57,7 @@ _ROOT_FINDERS = (
 _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(Reversible(diffrax.Bosh3()), id="coupled"),
+    pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
 _CONTROLLERS = (
     pytest.param((diffrax.ConstantStepSize(), 0.07), id="constant"),
@@ -101,7 +102,7 @@ def test_against_recursive_checkpoints(solver, stepping, event, root_finder):
     def values_and_grads(p):
         return [
             jax.value_and_grad(_loss)(p, solver, stepping, event, root_finder, adjoint)
-            for adjoint in (ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint())
+            for adjoint in (adjoint_of(solver), diffrax.RecursiveCheckpointAdjoint())
         ]
 
     (value, grad), (true_value, true_grad) = values_and_grads(_parameters())

@@ -140,7 +140,8 @@ def test_derivative_of_the_solver_state():
 
 def test_reverse_over_reverse():
     f = lambda x: jnp.sum(_solve(args=x).ys)
-    with pytest.raises(RuntimeError, match=_mentions("`jax.jacfwd(jax.grad(...))`")):
+    message = _mentions("`InterpolatedAdjoint(...)`", "`jax.jacfwd(jax.grad(...))`")
+    with pytest.raises(RuntimeError, match=message):
         jax.eval_shape(jax.grad(jax.grad(f)), 1.0)
 
 

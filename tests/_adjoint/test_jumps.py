@@ -15,7 +15,7 @@ from diffrax_reversible import (
     ReversibleALF4,
 )
 
-from ..helpers import jit, pairwise, tree_difference
+from ..helpers import adjoint_of, jit, pairwise, tree_difference
 
 
 _JUMPS = jnp.array([0.45, 0.9, 1.3])
@@ -24,6 +24,7 @@ _SOLVERS = (
     pytest.param(ReversibleALF4(damping=0.5), id="damped"),
     pytest.param(ALF(), id="MALI"),
     pytest.param(Reversible(diffrax.Tsit5()), id="coupled"),
+    pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
 
 
@@ -77,7 +78,7 @@ def test_against_recursive_checkpoints(solver, interval):
     @jit
     def grads(y0, args):
         result = []
-        for adjoint in (ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint()):
+        for adjoint in (adjoint_of(solver), diffrax.RecursiveCheckpointAdjoint()):
             loss.adjoint = adjoint
             result.append(jax.grad(loss, (0, 1))(y0, args))
         return result
@@ -119,12 +120,13 @@ def test_replay():
     assert tree_difference(second.ys, first.ys) < 1e-15
 
 
-def test_jump_at_the_start_with_a_solver_state():
-    """The velocity that comes in is that before the jump."""
-    solver = ReversibleALF4()
+@pytest.mark.parametrize("solver", (ReversibleALF4(), diffrax.Tsit5()))
+def test_jump_at_the_start_with_a_solver_state(solver):
+    """What the solver has cached is that before the jump."""
 
     def loss(y0, v0, adjoint):
-        options = dict(solver_state=v0, made_jump=True, dt0=0.05)
+        cached = (jnp.array(False), v0) if isinstance(solver, diffrax.Tsit5) else v0
+        options = dict(solver_state=cached, made_jump=True, dt0=0.05)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(_vector_field),
             solver,
@@ -141,7 +143,7 @@ def test_jump_at_the_start_with_a_solver_state():
 
     @jit
     def grads(y0, v0):
-        adjoints = (ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint())
+        adjoints = (adjoint_of(solver), diffrax.RecursiveCheckpointAdjoint())
         return [jax.value_and_grad(loss, (0, 1))(y0, v0, a) for a in adjoints]
 
     (value, grad), (true_value, true_grad) = grads(_Y0, v0)

@@ -13,7 +13,7 @@ from diffrax_reversible import (
     ReversibleALF4,
 )
 
-from ..helpers import directional_difference, jit, tree_difference
+from ..helpers import adjoint_of, directional_difference, jit, tree_difference
 
 
 _SOLVERS = (
@@ -23,6 +23,7 @@ _SOLVERS = (
     pytest.param(Reversible(diffrax.Tsit5()), id="coupled"),
     pytest.param(diffrax.ReversibleHeun(), id="Heun"),
     pytest.param(diffrax.LeapfrogMidpoint(), id="leapfrog"),
+    pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
 
 
@@ -72,7 +73,7 @@ def test_constant_steps(solver):
 
     @jit
     def grads(*x):
-        adjoints = (ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint())
+        adjoints = (adjoint_of(solver), diffrax.RecursiveCheckpointAdjoint())
         return [
             jax.grad(_loss, (0, 1, 2))(*x, solver, controller, adjoint)
             for adjoint in adjoints
@@ -80,7 +81,7 @@ def test_constant_steps(solver):
 
     @jit
     def tangents(*x):
-        f = lambda *x: _loss(*x, solver, controller, ReversibleAdjoint())
+        f = lambda *x: _loss(*x, solver, controller, adjoint_of(solver))
         return jax.jvp(f, x, x)[1]
 
     x = jax.tree.map(jnp.asarray, (_TIMES, _Y0, _ARGS))

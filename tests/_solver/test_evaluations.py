@@ -13,34 +13,7 @@ from diffrax_reversible import (
     SymplecticComposition,
 )
 
-
-class _Counter:
-    def __init__(self):
-        self.evaluations = self.vjps = 0
-
-    def term(self):
-        def evaluated(_):
-            self.evaluations += 1
-
-        def pulled_back(_):
-            self.vjps += 1
-
-        @jax.custom_vjp
-        def field(t, y, args):
-            jax.debug.callback(evaluated, t)
-            return jnp.sin(args * y + t)
-
-        def forward(t, y, args):
-            return field(t, y, args), (t, y, args)
-
-        def backward(residuals, cotangent):
-            t, y, args = residuals
-            jax.debug.callback(pulled_back, t)
-            _, vjp = jax.vjp(lambda y, a: jnp.sin(a * y + t), y, args)
-            return jnp.zeros_like(t), *vjp(cotangent)
-
-        field.defvjp(forward, backward)
-        return diffrax.ODETerm(field)
+from ..measure import Counter
 
 
 @pytest.mark.parametrize(
@@ -58,10 +31,10 @@ class _Counter:
 def test_evaluations(solver, stages, pair):
     """Once forward, once and one vjp in the sweep, for each stage; and the initial
     vector field, for solvers that start with it."""
-    counter, steps = _Counter(), 10
+    counter, steps = Counter(), 10
 
     def loss(y0, a):
-        term = counter.term()
+        term = diffrax.ODETerm(counter.field())
         solution = diffrax.diffeqsolve(
             (term, term) if pair else term,
             solver,

@@ -1,0 +1,208 @@
+"""What a gradient with `SymplecticAdjoint` costs."""
+
+import functools as ft
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+from diffrax_reversible import SymplecticAdjoint
+from diffrax_reversible._adjoint.symplectic_sweep import largest_stride
+
+from ..helpers import constant, Stepping
+from ..measure import Counter, fastest, mlp, temp_memory
+
+
+_solvers = (
+    pytest.param(diffrax.Heun(), 2, False, id="Heun"),
+    pytest.param(diffrax.Tsit5(), 6, True, id="Tsit5"),
+)
+
+
+def _accepts_the_first(t0, t1):
+    # A first step that is rejected would evaluate its first stage once more.
+    return Stepping(diffrax.PIDController(rtol=1e-4, atol=1e-4), (t1 - t0) / 30)
+
+
+@pytest.mark.parametrize("stepping", (constant, _accepts_the_first))
+@pytest.mark.parametrize("solver, stages, fsal", _solvers)
+@pytest.mark.parametrize("store_stages", (False, True))
+def test_evaluations(solver, stages, fsal, stepping, store_stages):
+    """`stages`: those that a step needs; the last one of a solver that is FSAL is the
+    first one of the next step."""
+    counter = Counter()
+    stepping = stepping(0.0, 1.5)
+
+    @eqx.filter_jit
+    @ft.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def grad(y0, a):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(counter.field()),
+            solver,
+            0.0,
+            1.5,
+            stepping.dt0,
+            y0,
+            a,
+            stepsize_controller=stepping.controller,
+            saveat=diffrax.SaveAt(ts=jnp.linspace(0, 1.5, 7), dense=True),
+            max_steps=stepping.max_steps,
+            adjoint=SymplecticAdjoint(store_stages=store_stages),
+        )
+        loss = jnp.sum(solution.ys) + jnp.sum(solution.evaluate(0.77))
+        return loss, solution.stats
+
+    _, stats = jax.block_until_ready(grad(jnp.array([0.3, 0.9]), jnp.array(1.3)))
+    jax.effects_barrier()
+    steps, accepted = int(stats["num_steps"]), int(stats["num_accepted_steps"])
+    print(
+        f"{type(solver).__name__}: {steps} steps, {accepted} accepted; "
+        f"{counter.evaluations} evaluations, {counter.vjps} vjps"
+    )
+    # The first step evaluates, and pulls back, one stage more.
+    at_start = 1 if fsal else 0
+    forward = steps * stages + at_start
+    # Of a solver that is not FSAL the last stage is not needed to find the others.
+    again = 0 if store_stages else accepted * (stages if fsal else stages - 1)
+    assert counter.vjps == accepted * stages + at_start
+    assert counter.evaluations == forward + again + counter.vjps
+
+
+#
+# Memory
+#
+
+# One evaluation of the vector field is what takes most memory.
+_batch, _size, _width = 1024, 8, 256
+
+
+def _wide():
+    y0 = jr.normal(jr.PRNGKey(1), (_batch, _size), jnp.float32)
+    weights = mlp((_size, _width, _width, _width, _size), jnp.float32)
+    return y0, weights
+
+
+def _field(t, y, weights):
+    del t
+    *hidden, last = weights
+    for w in hidden:
+        y = jnp.tanh(y @ w.T)
+    return y @ last.T
+
+
+def _loss(y0, weights, adjoint, solver, steps):
+    t0, t1, dt0 = jnp.array([0.0, 1.0, 1 / steps], y0.dtype)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(_field),
+        solver,
+        t0,
+        t1,
+        dt0,
+        y0,
+        weights,
+        max_steps=steps,
+        adjoint=adjoint,
+    )
+    return jnp.sum(solution.ys**2)
+
+
+def _memory(adjoint, solver, steps):
+    gradient = jax.grad(lambda *x: _loss(*x, adjoint, solver, steps), (0, 1))
+    return temp_memory(gradient, *_wide())
+
+
+@pytest.mark.parametrize(
+    "solver, steps",
+    ((diffrax.Heun(), 100), (diffrax.Tsit5(), 100), (diffrax.Dopri8(), 50)),
+)
+def test_memory(solver, steps):
+    def one_evaluation(y0, weights):
+        _, vjp = jax.vjp(lambda y, w: _field(0.0, y, w), y0, weights)
+        return vjp(y0)
+
+    once = temp_memory(one_evaluation, *_wide())
+    state = _batch * _size * 4
+    stages = len(solver.tableau.b_sol)
+    expected = {
+        SymplecticAdjoint(): steps * state + 2 * stages * state + once,
+        SymplecticAdjoint(store_stages=True): steps * (1 + stages) * state
+        + stages * state
+        + once,
+        SymplecticAdjoint(checkpoints=8): (8 + largest_stride(8, steps)) * state
+        + 2 * stages * state
+        + once,
+    }
+    for adjoint, memory in expected.items():
+        found = _memory(adjoint, solver, steps)
+        print(f"{type(solver).__name__}, {adjoint}: {found} bytes, expected {memory}")
+        assert abs(found - memory) < 0.15 * memory
+
+
+def test_memory_against_diffrax():
+    """As the paper has it."""
+    solver, steps = diffrax.Dopri8(), 10
+    found = _memory(SymplecticAdjoint(), solver, steps)
+    direct = _memory(diffrax.DirectAdjoint(), solver, steps)
+    every_step = diffrax.RecursiveCheckpointAdjoint(checkpoints=steps)
+    checkpointed = _memory(every_step, solver, steps)
+    print(
+        f"Temp memory: {found / 1e6:.1f} MB; DirectAdjoint {direct / 1e6:.1f} MB; "
+        f"RecursiveCheckpointAdjoint, every step {checkpointed / 1e6:.1f} MB"
+    )
+    assert found < direct / 4
+    assert found < checkpointed
+
+
+#
+# Batches
+#
+
+
+def _batch_gradient(adjoint, vmapped):
+    one = lambda y0, w: _loss(y0, w, adjoint, diffrax.Tsit5(), 100)
+
+    def total(y0, weights):
+        if vmapped:
+            return jnp.sum(jax.vmap(one, in_axes=(0, None))(y0, weights))
+        return one(y0, weights)
+
+    return jax.grad(total, (0, 1))
+
+
+def _many(dtype=jnp.float32):
+    y0 = jr.normal(jr.PRNGKey(1), (256, 64), dtype)
+    return y0, mlp((64, 128, 128, 64), dtype)
+
+
+def test_memory_of_vmapped_gradient():
+    args = _many()
+    adjoint = SymplecticAdjoint()
+    vmapped = temp_memory(_batch_gradient(adjoint, True), *args)
+    batched = temp_memory(_batch_gradient(adjoint, False), *args)
+    states = 100 * args[0].nbytes
+    print(
+        f"Temp memory apart from the states: vmapped {(vmapped - states) / 1e6:.2f} MB, "
+        f"batched {(batched - states) / 1e6:.2f} MB"
+    )
+    assert vmapped - states < 1.4 * (batched - states)
+
+
+@pytest.mark.benchmark
+def test_time_of_vmapped_gradient():
+    args = _many()
+    ours, reference = SymplecticAdjoint(), diffrax.RecursiveCheckpointAdjoint()
+    vmapped, batched, theirs = fastest(
+        *[
+            ft.partial(jax.jit(_batch_gradient(adjoint, vmapped)), *args)
+            for adjoint, vmapped in ((ours, True), (ours, False), (reference, True))
+        ]
+    )
+    print(
+        f"Time, 256 solves: vmapped {vmapped:.2f} s, batched {batched:.2f} s, "
+        f"RecursiveCheckpointAdjoint vmapped {theirs:.2f} s"
+    )
+    assert vmapped < 1.4 * batched
+    assert vmapped < theirs / 4

@@ -1,0 +1,67 @@
+"""What the tests measure costs with."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+
+def temp_memory(f, *args):
+    """Of the compiled function, in bytes."""
+    compiled = jax.jit(f).lower(*args).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def fastest(*fns, repeats=3):
+    """The shortest time of each, taken in turn."""
+    for fn in fns:
+        jax.block_until_ready(fn())
+    times = [[] for _ in fns]
+    for _ in range(repeats):
+        for fn, found in zip(fns, times):
+            start = time.perf_counter()
+            jax.block_until_ready(fn())
+            found.append(time.perf_counter() - start)
+    return [min(found) for found in times]
+
+
+class Counter:
+    def __init__(self):
+        self.evaluations = 0
+        self.vjps = 0
+
+    def field(self):
+        """A vector field that counts how often it is evaluated and pulled back."""
+
+        def evaluated(_):
+            self.evaluations += 1
+
+        def pulled_back(_):
+            self.vjps += 1
+
+        @jax.custom_vjp
+        def field(t, y, args):
+            jax.debug.callback(evaluated, t)
+            return jnp.sin(args * y + t)
+
+        def forward(t, y, args):
+            return field(t, y, args), (t, y, args)
+
+        def backward(residuals, cotangent):
+            t, y, args = residuals
+            jax.debug.callback(pulled_back, t)
+            _, vjp = jax.vjp(lambda y, a: jnp.sin(a * y + t), y, args)
+            return jnp.zeros_like(t), *vjp(cotangent)
+
+        field.defvjp(forward, backward)
+        return field
+
+
+def mlp(sizes, dtype=jnp.float64):
+    """The weights of a network."""
+    keys = jr.split(jr.PRNGKey(0), len(sizes))
+    return [
+        jr.normal(key, (m, n), dtype) / n**0.5
+        for key, m, n in zip(keys, sizes[1:], sizes)
+    ]
