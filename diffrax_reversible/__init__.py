@@ -1,5 +1,6 @@
 from . import _citations as _citations
 from ._adjoint import (
+    InterpolatedAdjoint as InterpolatedAdjoint,
     ReversibleAdjoint as ReversibleAdjoint,
     SymplecticAdjoint as SymplecticAdjoint,
 )

@@ -2,7 +2,7 @@
 
 import diffrax
 
-from ._adjoint import ReversibleAdjoint, SymplecticAdjoint
+from ._adjoint import InterpolatedAdjoint, ReversibleAdjoint, SymplecticAdjoint
 from ._solver import (
     AbstractALFComposition,
     ALF,
@@ -123,6 +123,17 @@ _matsubara2021 = r"""
 }
 """
 
+_daulbaev2020 = r"""
+@inproceedings{daulbaev2020interpolation,
+    title={Interpolation technique to speed up gradients propagation in neural {ODE}s},
+    author={Daulbaev, Talgat and Katrutsa, Alexandr and Markeeva, Larisa and Gusak, Julia
+            and Cichocki, Andrzej and Oseledets, Ivan},
+    booktitle={Advances in Neural Information Processing Systems},
+    volume={33},
+    year={2020}
+}
+"""
+
 _shmelev2025 = r"""
 @misc{shmelev2025explicit,
     title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
@@ -234,4 +245,13 @@ def _symplectic_adjoint(adjoint=None):
         return rf"""
 % Exact gradients, one stage of a step at a time, are from:
 {_matsubara2021.strip()}
+"""
+
+
+@diffrax.citation_rules.append
+def _interpolated_adjoint(adjoint=None):
+    if isinstance(adjoint, InterpolatedAdjoint):
+        return rf"""
+% Gradients from the adjoint equation, along an interpolated solution, are from:
+{_daulbaev2020.strip()}
 """

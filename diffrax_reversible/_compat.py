@@ -21,12 +21,13 @@ from diffrax._saveat import save_y as save_y
 # integrate backwards in time.
 from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
-# A write-once buffer inside a loop: written in place, also under `jax.vmap`. The float
-# before another one. `jnp.any` over every batch that there is, so that a `lax.cond` on
-# it stays one branch.
+# A write-once buffer inside a loop: written in place, also under `jax.vmap`. The floats
+# before and after another one. `jnp.any` over every batch that there is, so that a
+# `lax.cond` on it stays one branch.
 from equinox.internal import (
     buffer_at_set as buffer_at_set,
     MaybeBuffer as MaybeBuffer,
+    nextafter as nextafter,
     nondifferentiable_backward as nondifferentiable_backward,
     prevbefore as prevbefore,
     unvmap_any as unvmap_any,

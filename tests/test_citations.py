@@ -6,6 +6,7 @@ import pytest
 from diffrax_reversible import (
     ALF,
     EES25,
+    InterpolatedAdjoint,
     Reversible,
     ReversibleAdjoint,
     ReversibleALF2,
@@ -101,3 +102,10 @@ def test_symplectic_adjoint(capsys):
     out = _cite(capsys, solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint())
     assert "@inproceedings{matsubara2021symplectic," in out
     assert "zhuang2021" not in out
+
+
+def test_interpolated_adjoint(capsys):
+    adjoint = InterpolatedAdjoint(16)
+    out = _cite(capsys, solver=diffrax.Tsit5(), adjoint=adjoint)
+    assert out.count("@inproceedings{daulbaev2020interpolation,") == 1
+    assert "constant memory" not in out
