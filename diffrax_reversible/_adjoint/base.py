@@ -7,11 +7,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.tree_util as jtu
-from diffrax import AbstractAdjoint, AbstractERK, AbstractTerm, ConstantStepSize
+from diffrax import AbstractAdjoint, AbstractTerm, ConstantStepSize
 from jaxtyping import PyTree
 
 from .._compat import while_loop
 from .._controller import knows_its_steps, RecordedSteps, Span
+from .._solver import with_differentiable_stages
 from .hoist import (
     hoist_event,
     hoist_fns,
@@ -105,10 +106,7 @@ class AbstractSweepAdjoint(AbstractAdjoint):
     ):
         name = type(self).__name__
         self.refuse(solver, terms, passed_solver_state)
-        if isinstance(solver, AbstractERK) and solver.scan_kind is None:
-            # The default loop over stages does not know forward mode.
-            where = lambda s: s.scan_kind
-            solver = eqx.tree_at(where, solver, "lax", is_leaf=is_none)
+        solver = with_differentiable_stages(solver)
         constant = isinstance(stepsize_controller, ConstantStepSize)
         if passed_controller_state and constant:
             message = _refuse_time(

@@ -13,8 +13,8 @@ from diffrax import (
 
 from .._compat import is_sde, save_y, WrapTerm
 from .._controller import RecordedSteps, ReplayedSteps
+from .._solver import with_differentiable_stages
 from .hoist import is_subsaveat
-from .interpolated_problem import with_differentiable_stages
 
 
 _WAYS_OUT = (

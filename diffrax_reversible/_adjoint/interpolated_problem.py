@@ -9,10 +9,11 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from diffrax import AbstractRungeKutta, ClipStepSizeController, SubSaveAt
+from diffrax import ClipStepSizeController, SubSaveAt
 from jaxtyping import Array, PyTree, Real
 
 from .._compat import SaveState, while_loop, WrapTerm
+from .._solver import with_differentiable_stages
 from .._types import RealScalarLike, Y
 from .abstract_sweep import Inputs
 from .chebyshev import chebyshev_points, combine, lagrange, refinement
@@ -172,18 +173,6 @@ def join(inputs: Inputs, static: PyTree) -> Problem:
     parameters = eqx.combine(inputs.parameters, parameters_rest)
     where = lambda p: (p.y0, p.parameters)
     return eqx.tree_at(where, rest, (y0, parameters), is_leaf=is_none)
-
-
-def with_differentiable_stages(solver):
-    """The solver, whose loop over stages can be differentiated in forward mode."""
-    is_leaf = lambda x: isinstance(x, AbstractRungeKutta)
-
-    def one(x):
-        if is_leaf(x) and x.scan_kind is None:
-            return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=is_none)
-        return x
-
-    return jtu.tree_map(one, solver, is_leaf=is_leaf)
 
 
 def _land(problem: Problem, points, state):

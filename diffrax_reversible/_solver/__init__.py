@@ -19,6 +19,7 @@ from .reversal import AbstractReversal as AbstractReversal, Rebuild as Rebuild
 from .runge_kutta import (
     combine as combine,
     full_tableau_of as full_tableau_of,
+    with_differentiable_stages as with_differentiable_stages,
 )
 from .sde import refuse_sde as refuse_sde, refuse_unsafe_sde as refuse_unsafe_sde
 from .symplectic_composition import SymplecticComposition as SymplecticComposition

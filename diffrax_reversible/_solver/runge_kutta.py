@@ -2,11 +2,12 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from diffrax import AbstractERK, AbstractSolver, AbstractTerm, Euler
+from diffrax import AbstractERK, AbstractRungeKutta, AbstractSolver, AbstractTerm, Euler
 from jaxtyping import PyTree
 
 from .._compat import ω
@@ -26,6 +27,21 @@ class Tableau(NamedTuple):
     c: np.ndarray
     error: np.ndarray | None
     error_end: float = 0.0
+
+
+def with_differentiable_stages(solver: AbstractSolver) -> AbstractSolver:
+    """The solver, with loops over stages that know forward mode, which the default ones
+    do not; also those of a solver inside of it."""
+    # Not `isinstance`, which would also ask the solver inside of a wrapped solver.
+    is_leaf = lambda x: issubclass(type(x), AbstractRungeKutta)
+
+    def one(x):
+        if not is_leaf(x) or x.scan_kind is not None:
+            return x
+        is_none = lambda x: x is None
+        return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=is_none)
+
+    return jtu.tree_map(one, solver, is_leaf=is_leaf)
 
 
 def full_tableau_of(solver: AbstractSolver) -> Tableau:

@@ -188,7 +188,7 @@ def _half_van_der_pol(t, y, a):
     return _van_der_pol(t, y, 2 * a)
 
 
-@pytest.mark.parametrize("damping", (0.0, 0.5))
+@pytest.mark.parametrize("damping", (0.0, pytest.param(0.5, marks=pytest.mark.slow)))
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
 @pytest.mark.parametrize(
     "vector_field, y0",

@@ -8,13 +8,13 @@ import pytest
 
 from diffrax_reversible import Reversible, ReversibleALF4
 
-from ..helpers import adjoint_of, jit, leaf_differences, pairwise
+from ..helpers import adjoint_of, jit, leaf_differences, pairwise_or_product
 
 
 _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
-    pytest.param(Reversible(diffrax.Tsit5()), id="coupled"),
-    pytest.param(diffrax.ReversibleHeun(), id="Heun"),
+    pytest.param(Reversible(diffrax.Tsit5()), id="coupled", marks=pytest.mark.slow),
+    pytest.param(diffrax.ReversibleHeun(), id="Heun", marks=pytest.mark.slow),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
 # Of the state, of what the vector field computes in, and of what it returns; and how
@@ -31,7 +31,9 @@ _DTYPES = (
 
 
 @pytest.mark.filterwarnings("ignore:Complex dtype support in Diffrax:UserWarning")
-@pytest.mark.parametrize("solver, dtypes, tolerance", pairwise(_SOLVERS, _DTYPES))
+@pytest.mark.parametrize(
+    "solver, dtypes, tolerance", pairwise_or_product(_SOLVERS, _DTYPES)
+)
 def test_against_recursive_checkpoints(solver, dtypes, tolerance):
     state, inner, outer = dtypes
 

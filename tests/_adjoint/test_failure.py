@@ -15,12 +15,12 @@ from diffrax_reversible import (
     SymplecticAdjoint,
 )
 
-from ..helpers import adjoint_of, jit, pairwise, tree_difference
+from ..helpers import adjoint_of, jit, pairwise_or_product, tree_difference
 
 
 _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
-    pytest.param(Reversible(diffrax.Tsit5()), id="coupled"),
+    pytest.param(Reversible(diffrax.Tsit5()), id="coupled", marks=pytest.mark.slow),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
 
@@ -96,7 +96,8 @@ def _loss(y0, rate, solver, vector_field, controller, max_steps, adjoint, throw)
 
 
 @pytest.mark.parametrize(
-    "solver, vector_field, controller, max_steps, result", pairwise(_SOLVERS, _FAILURES)
+    "solver, vector_field, controller, max_steps, result",
+    pairwise_or_product(_SOLVERS, _FAILURES),
 )
 def test_without_throw(solver, vector_field, controller, max_steps, result):
     @jit

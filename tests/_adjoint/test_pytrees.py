@@ -209,7 +209,9 @@ def test_times_of_a_wider_dtype():
     assert leaf_differences(found, true) < 1e-6
 
 
-@pytest.mark.parametrize("stepping", (constant, pid))
+@pytest.mark.parametrize(
+    "stepping", (constant, pytest.param(pid, marks=pytest.mark.slow))
+)
 def test_unperturbed_parameters(stepping):
     """The gradient with respect to some of the parameters only."""
 

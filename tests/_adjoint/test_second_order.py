@@ -14,13 +14,16 @@ from diffrax_reversible import (
     SymplecticAdjoint,
 )
 
-from ..helpers import directional_difference, jit, pairwise, tree_difference
+from ..helpers import directional_difference, jit, pairwise_or_product, tree_difference
 
 
 _METHODS = (
-    pytest.param(ReversibleALF4(), ReversibleAdjoint(), id="ALF4"),
+    pytest.param(ReversibleALF4(), ReversibleAdjoint(checkpoints=3), id="ALF4"),
     pytest.param(
-        Reversible(diffrax.Bosh3()), ReversibleAdjoint(checkpoints=3), id="checkpoints"
+        Reversible(diffrax.Bosh3()),
+        ReversibleAdjoint(),
+        id="coupled",
+        marks=pytest.mark.slow,
     ),
     pytest.param(diffrax.Bosh3(), SymplecticAdjoint(), id="Bosh3"),
 )
@@ -88,7 +91,7 @@ def _parameters():
     return p, direction | dict(level=jnp.array(0.3))
 
 
-@pytest.mark.parametrize("solver, ours, case", pairwise(_METHODS, _CASES))
+@pytest.mark.parametrize("solver, ours, case", pairwise_or_product(_METHODS, _CASES))
 def test_second_derivatives(solver, ours, case):
     """A tangent is that of the gradient; a Hessian-vector product that of finite
     differences of the gradient; a Gauss-Newton product is symmetric and made of both."""
@@ -128,7 +131,7 @@ def test_hessian():
     assert tree_difference(hessian["rate"]["y0"], hessian["y0"]["rate"]) < 1e-10
 
 
-@pytest.mark.parametrize("solver, ours", [x.values for x in _METHODS])
+@pytest.mark.parametrize("solver, ours", _METHODS)
 def test_reverse_over_reverse(solver, ours):
     p, _ = _parameters()
     inner = lambda p: jnp.sum(jax.grad(lambda p: _times(p, solver, ours)[0])(p)["y0"])

@@ -19,10 +19,14 @@ from ..helpers import adjoint_of, directional_difference, jit, tree_difference
 _SOLVERS = (
     pytest.param(ReversibleALF2(), id="ALF2"),
     pytest.param(ReversibleALF4(), id="ALF4"),
-    pytest.param(ReversibleALF4(interpolation="hermite", damping=0.3), id="hermite"),
+    pytest.param(
+        ReversibleALF4(interpolation="hermite", damping=0.3),
+        id="hermite",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(Reversible(diffrax.Tsit5()), id="coupled"),
-    pytest.param(diffrax.ReversibleHeun(), id="Heun"),
-    pytest.param(diffrax.LeapfrogMidpoint(), id="leapfrog"),
+    pytest.param(diffrax.ReversibleHeun(), id="Heun", marks=pytest.mark.slow),
+    pytest.param(diffrax.LeapfrogMidpoint(), id="leapfrog", marks=pytest.mark.slow),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
 

@@ -151,7 +151,11 @@ def _non_commutative(t, y, args):
 
 @pytest.mark.parametrize(
     "diffusion, order",
-    [(_additive, 1.0), (_commutative, 1.0), (_non_commutative, 0.5)],
+    [
+        (_additive, 1.0),
+        pytest.param(_commutative, 1.0, marks=pytest.mark.slow),
+        (_non_commutative, 0.5),
+    ],
 )
 def test_strong_order(diffusion, order):
     """Of all solvers, on the same Brownian paths; the reference is a fine solve."""
