@@ -189,7 +189,9 @@ def _half_van_der_pol(t, y, a):
 
 
 @pytest.mark.parametrize("damping", (0.0, pytest.param(0.5, marks=pytest.mark.slow)))
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+@pytest.mark.parametrize(
+    "dtype", (jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow))
+)
 @pytest.mark.parametrize(
     "vector_field, y0",
     (

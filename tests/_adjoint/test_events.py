@@ -6,9 +6,23 @@ import jax.numpy as jnp
 import optimistix as optx
 import pytest
 
-from diffrax_reversible import Reversible, ReversibleAdjoint, ReversibleALF4
+from diffrax_reversible import (
+    ALF,
+    Reversible,
+    ReversibleAdjoint,
+    ReversibleALF2,
+    ReversibleALF4,
+    ReversibleALF6,
+)
 
-from ..helpers import adjoint_of, directional_difference, jit, pairwise, tree_difference
+from ..helpers import (
+    adjoint_of,
+    directional_difference,
+    jit,
+    pairwise_or_product,
+    product,
+    tree_difference,
+)
 
 
 _newton = optx.Newton(1e-11, 1e-11)
@@ -58,6 +72,10 @@ _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(Reversible(diffrax.Bosh3()), id="coupled"),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
+    pytest.param(ReversibleALF2(), id="ALF2", marks=pytest.mark.slow),
+    pytest.param(ReversibleALF6(), id="ALF6", marks=pytest.mark.slow),
+    pytest.param(ALF(), id="MALI", marks=pytest.mark.slow),
+    pytest.param(diffrax.ReversibleHeun(), id="Heun", marks=pytest.mark.slow),
 )
 _CONTROLLERS = (
     pytest.param((diffrax.ConstantStepSize(), 0.07), id="constant"),
@@ -95,7 +113,7 @@ def _parameters():
 
 @pytest.mark.parametrize(
     "solver, stepping, event, root_finder",
-    pairwise(_SOLVERS, _CONTROLLERS, _EVENTS, _ROOT_FINDERS),
+    pairwise_or_product(_SOLVERS, _CONTROLLERS, _EVENTS, _ROOT_FINDERS),
 )
 def test_against_recursive_checkpoints(solver, stepping, event, root_finder):
     @jit
@@ -110,11 +128,10 @@ def test_against_recursive_checkpoints(solver, stepping, event, root_finder):
     assert tree_difference(grad, true_grad) < 1e-9
 
 
-def test_against_finite_differences():
+@pytest.mark.parametrize("solver, event", product(_SOLVERS, _EVENTS[:1] + _EVENTS[3:]))
+def test_against_finite_differences(solver, event):
     stepping = (diffrax.ConstantStepSize(), 0.07)
-    f = lambda p: _loss(
-        p, ReversibleALF4(), stepping, _one, _newton, ReversibleAdjoint()
-    )
+    f = lambda p: _loss(p, solver, stepping, event, _newton, adjoint_of(solver))
     direction = dict(
         y0=jnp.array([0.4, -0.7]), rate=jnp.array(0.2), level=jnp.array(0.5)
     )

@@ -324,6 +324,7 @@ def test_memory_of_vmapped_gradient():
     assert vmapped < 2 * batched < of_each_element / 8
 
 
+@pytest.mark.slow
 def test_forward_mode():
     """That of the numerical solution; and forward over reverse mode."""
     p = _parameters()

@@ -275,6 +275,40 @@ def test_sde(solver, ours):
     assert leaf_differences(found, true) < 1e-12
 
 
+@pytest.mark.parametrize("ours", _ADJOINTS[1:3])
+def test_cde(ours):
+    """A solver that hands on its last stage, with a control that is differentiated."""
+
+    def one(values, y0, weights, adjoint):
+        ts = jnp.linspace(0.0, 1.0, 5)
+        control = diffrax.LinearInterpolation(ts, values)
+        term = diffrax.ControlTerm(
+            lambda t, y, w: jnp.tanh(w @ y)[:, None] * jnp.array([[1.0, t]]), control
+        )
+        solution = diffrax.diffeqsolve(
+            term,
+            diffrax.Tsit5(),
+            0.0,
+            1.0,
+            0.11,
+            y0,
+            weights,
+            saveat=diffrax.SaveAt(ts=jnp.array([0.33, 1.0])),
+            adjoint=adjoint,
+        )
+        return jnp.sum(solution.ys**2)
+
+    @jit
+    def grads(*x):
+        adjoints = (ours, diffrax.RecursiveCheckpointAdjoint())
+        return [jax.grad(one, (0, 1, 2))(*x, adjoint) for adjoint in adjoints]
+
+    keys = jr.split(jr.PRNGKey(0), 2)
+    x = (jr.normal(keys[0], (5, 2)), jnp.array([0.5, 1.0]), jr.normal(keys[1], (2, 2)))
+    found, true = grads(*x)
+    assert leaf_differences(found, true) < 1e-12
+
+
 #
 # Refused
 #

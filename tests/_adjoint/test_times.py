@@ -17,7 +17,7 @@ from ..helpers import adjoint_of, directional_difference, jit, tree_difference
 
 
 _SOLVERS = (
-    pytest.param(ReversibleALF2(), id="ALF2"),
+    pytest.param(ReversibleALF2(), id="ALF2", marks=pytest.mark.slow),
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(
         ReversibleALF4(interpolation="hermite", damping=0.3),

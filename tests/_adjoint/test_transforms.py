@@ -337,6 +337,7 @@ def test_jacfwd():
     assert tree_difference(finite(found), finite(true)) < 1e-10
 
 
+@pytest.mark.slow
 def test_hessian():
     flat, unravel = jfu.ravel_pytree(parameters())
 

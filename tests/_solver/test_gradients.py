@@ -35,10 +35,13 @@ from ..helpers import (
 )
 
 
+# What differs from another solver by coefficients alone is for the slow tests.
+_slow = pytest.mark.slow
+
 ADAPTIVE = (
     pytest.param(Reversible(diffrax.Tsit5()), id="Reversible-Tsit5"),
-    pytest.param(Reversible(diffrax.Heun()), id="Reversible-Heun"),
-    pytest.param(Reversible(diffrax.Dopri8()), id="Reversible-Dopri8"),
+    pytest.param(Reversible(diffrax.Heun()), id="Reversible-Heun", marks=_slow),
+    pytest.param(Reversible(diffrax.Dopri8()), id="Reversible-Dopri8", marks=_slow),
     pytest.param(diffrax.ReversibleHeun(), id="ReversibleHeun"),
 )
 
@@ -48,7 +51,7 @@ FIXED = (
 )
 
 PAIRS = (
-    pytest.param(diffrax.SemiImplicitEuler(), id="SemiImplicitEuler"),
+    pytest.param(diffrax.SemiImplicitEuler(), id="SemiImplicitEuler", marks=_slow),
     pytest.param(StormerVerlet(), id="StormerVerlet"),
     pytest.param(SymplecticComposition(order=4), id="SymplecticComposition4"),
 )

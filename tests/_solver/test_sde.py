@@ -93,9 +93,9 @@ def _loss(p, solver, control_term, adjoint, t=(0.0, 1.0)):
     "solver, control_term",
     [
         (ReversibleALF2(), _general),
-        (ReversibleALF2(), _interpolated),
+        pytest.param(ReversibleALF2(), _interpolated, marks=pytest.mark.slow),
         (diffrax.ReversibleHeun(), _diagonal),
-        (diffrax.ReversibleHeun(), _callable),
+        pytest.param(diffrax.ReversibleHeun(), _callable, marks=pytest.mark.slow),
         (Reversible(diffrax.Heun()), _general),
         (Reversible(diffrax.Tsit5()), _interpolated),
         (diffrax.LeapfrogMidpoint(), _callable),
