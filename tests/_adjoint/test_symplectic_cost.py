@@ -205,4 +205,4 @@ def test_time_of_vmapped_gradient():
         f"RecursiveCheckpointAdjoint vmapped {theirs:.2f} s"
     )
     assert vmapped < 1.4 * batched
-    assert vmapped < theirs / 4
+    assert vmapped < theirs / 1.5
