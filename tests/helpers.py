@@ -42,7 +42,7 @@ _slow = pytest.mark.slow
 SOLVERS = (
     pytest.param(ReversibleALF2(), id="ALF2"),
     pytest.param(ReversibleALF4(), id="ALF4"),
-    pytest.param(ReversibleALF6(), id="ALF6"),
+    pytest.param(ReversibleALF6(), id="ALF6", marks=_slow),
     pytest.param(ALF(), id="MALI"),
     pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
     pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled", marks=_slow),

@@ -11,22 +11,25 @@ from diffrax_reversible import Reversible, ReversibleALF4
 from ..helpers import adjoint_of, jit, leaf_differences, pairwise_or_product
 
 
+_slow = pytest.mark.slow
 _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
-    pytest.param(Reversible(diffrax.Tsit5()), id="coupled", marks=pytest.mark.slow),
-    pytest.param(diffrax.ReversibleHeun(), id="Heun", marks=pytest.mark.slow),
+    pytest.param(Reversible(diffrax.Tsit5()), id="coupled", marks=_slow),
+    pytest.param(diffrax.ReversibleHeun(), id="Heun", marks=_slow),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
 # Of the state, of what the vector field computes in, and of what it returns; and how
 # different gradients may be.
 _DTYPES = (
     pytest.param((jnp.float32, jnp.bfloat16, jnp.float32), 1e-6, id="bfloat16"),
-    pytest.param((jnp.float32, jnp.float16, jnp.float16), 1e-6, id="float16"),
+    pytest.param(
+        (jnp.float32, jnp.float16, jnp.float16), 1e-6, id="float16", marks=_slow
+    ),
     pytest.param((jnp.complex128,) * 3, 1e-12, id="complex128"),
-    pytest.param((jnp.complex64,) * 3, 1e-5, id="complex64"),
+    pytest.param((jnp.complex64,) * 3, 1e-5, id="complex64", marks=_slow),
     # One unit in the last place of these is 8e-3 and 1e-3.
     pytest.param((jnp.bfloat16,) * 3, 2e-2, id="bfloat16 state"),
-    pytest.param((jnp.float16,) * 3, 5e-3, id="float16 state"),
+    pytest.param((jnp.float16,) * 3, 5e-3, id="float16 state", marks=_slow),
 )
 
 

@@ -84,6 +84,7 @@ def test_implicit_solver():
     assert difference < 2e-3
 
 
+@pytest.mark.slow
 def test_own_solver_and_controller():
     """Those of the adjoint equation may be any: a coarse one shows in the gradient."""
     constant = diffrax.ConstantStepSize()
@@ -98,6 +99,7 @@ def test_own_solver_and_controller():
     assert 1e-3 < euler < 0.3
 
 
+@pytest.mark.slow
 def test_controllers_of_the_solve():
     """Are taken for the adjoint equation, too, where that is possible; and times at which
     to step are those of the solve, also for `t1 < t0`."""
@@ -210,6 +212,7 @@ def test_leaves_of_every_kind():
     assert tree_difference(found, true) < 1e-6
 
 
+@pytest.mark.slow
 def test_float32():
     p = jtu.tree_map(lambda x: x.astype(jnp.float32), _parameters())
     number = lambda x: jnp.array(x, jnp.float32)
