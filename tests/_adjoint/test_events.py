@@ -101,7 +101,7 @@ def _loss(p, solver, stepping, event, root_finder, adjoint):
         stepsize_controller=controller,
         saveat=diffrax.SaveAt(t1=True, ts=jnp.array([0.2, 0.5, 3.0]), steps=2),
         adjoint=adjoint,
-        max_steps=256,
+        max_steps=2048,
     )
     finite = lambda x: jnp.where(jnp.isfinite(x), x, 0)
     return jnp.sum(finite(solution.ys) ** 2) + jnp.sum(finite(solution.ts))
