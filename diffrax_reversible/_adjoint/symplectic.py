@@ -160,7 +160,8 @@ SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
 - `capacity`: How many accepted steps there is room for. `None`: the `max_steps` of the
     solve, which may be far more than it takes: pass what it takes.
 - `store_stages`: Whether to keep the stages of all steps, too, instead of computing them
-    again.
+    again. [`diffrax.Euler`][] has one, which nothing is computed from: for it this makes
+    no difference.
 - `checkpoints`: Of how many states to keep at most. They are thinned as the solve goes
     on, and the steps between two of them are made again, all at once. `None`: every
     state. About the square root of the number of steps needs least memory.
