@@ -2,21 +2,18 @@
 known."""
 
 import functools as ft
-import warnings
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from .._compat import unvmap_any
 from .._types import IntScalarLike, RealScalarLike
+from .trust import Action, is_trusted
 
 
-OnInaccurate: TypeAlias = Literal["raise", "nan", "warn"]
+OnInaccurate: TypeAlias = Action
 
 _MESSAGE = (
     "`adjoint=ReversibleAdjoint()` has lost the solution on its way back: at t = {t} "
@@ -53,21 +50,6 @@ def reversal_loss(found: PyTree, known: PyTree, final: PyTree) -> Array:
     return jnp.where(jnp.isfinite(_norm(final)), loss, 0)
 
 
-def _report(loss, t, rtol, *, on_inaccurate):
-    loss, t = np.asarray(loss), np.asarray(t)
-    failed = ~(loss <= rtol)
-    if np.any(failed):
-        index = np.unravel_index(np.argmax(np.where(failed, loss, -1)), loss.shape)
-        element = f" for element {tuple(map(int, index))} of the batch" if index else ""
-        t = np.broadcast_to(t, loss.shape)[index]
-        rtol = float(np.max(rtol))
-        message = _MESSAGE.format(t=t, element=element, loss=loss[index], rtol=rtol)
-        if on_inaccurate == "raise":
-            raise RuntimeError(message)
-        warnings.warn(message, stacklevel=2)
-    return np.zeros(loss.shape, bool)
-
-
 def check(
     loss: Array,
     t: RealScalarLike,
@@ -76,17 +58,8 @@ def check(
 ) -> Bool[Array, ""]:
     """Whether the gradient is to be trusted. Raises or warns at run time if it is not,
     or leaves it at that."""
-    loss, t = lax.stop_gradient((loss, t))
-    rtol = jnp.asarray(rtol, loss.dtype)
-    failed = ~(loss <= rtol)
-    if on_inaccurate == "nan":
-        return ~failed
-    report: Any = ft.partial(_report, on_inaccurate=on_inaccurate)
 
-    def call():
-        struct = jax.ShapeDtypeStruct((), bool)
-        args = (loss, t, rtol)
-        return jax.pure_callback(report, struct, *args, vmap_method="expand_dims")
+    def describe(element, loss, rtol, t):
+        return _MESSAGE.format(t=t, element=element, loss=loss, rtol=rtol)
 
-    distrusted = lax.cond(unvmap_any(failed), call, lambda: jnp.array(False))
-    return ~distrusted
+    return is_trusted(loss, rtol, on_inaccurate, describe, t)

@@ -3,23 +3,21 @@ is known, from the decay of its Chebyshev coefficients."""
 
 import functools as ft
 import math
-import warnings
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from .._compat import unvmap_any
 from .._types import BoolScalarLike, RealScalarLike
 from .chebyshev import to_coefficients
+from .trust import Action, is_trusted
 
 
-OnUnresolved: TypeAlias = Literal["raise", "nan", "warn"]
+OnUnresolved: TypeAlias = Action
 
 _MESSAGE = (
     "`adjoint=InterpolatedAdjoint(nodes={nodes})` does not resolve {what} between "
@@ -137,32 +135,6 @@ def _way_out(needed, count, adjoint):
     return unknown.format(count=2 * count)
 
 
-def _report(
-    loss, needed, start, end, adjoint, *, nodes, quadrature, rtol, on_unresolved
-):
-    loss = np.asarray(loss)
-    failed = ~(loss <= rtol)
-    if np.any(failed):
-        index = np.unravel_index(np.argmax(np.where(failed, loss, -1)), loss.shape)
-        element = f" for element {tuple(map(int, index))} of the batch" if index else ""
-        at = lambda x: np.broadcast_to(np.asarray(x), loss.shape)[index]
-        adjoint = bool(at(adjoint))
-        message = _MESSAGE.format(
-            nodes=nodes,
-            what=(_ADJOINT if adjoint else _SOLUTION)[0],
-            start=at(start),
-            end=at(end),
-            element=element,
-            loss=loss[index],
-            rtol=rtol,
-            way_out=_way_out(at(needed), quadrature if adjoint else nodes, adjoint),
-        )
-        if on_unresolved == "raise":
-            raise RuntimeError(message)
-        warnings.warn(message, stacklevel=2)
-    return np.zeros(loss.shape, bool)
-
-
 def check(
     found: Resolution,
     nodes: int,
@@ -172,22 +144,18 @@ def check(
 ) -> Bool[Array, ""]:
     """Whether the gradient is to be trusted. Raises or warns at run time if it is not,
     or leaves it at that."""
-    found = lax.stop_gradient(found)
-    failed = ~(found.loss <= rtol)
-    if on_unresolved == "nan":
-        return ~failed
-    report: Any = ft.partial(
-        _report,
-        nodes=nodes,
-        quadrature=quadrature,
-        rtol=rtol,
-        on_unresolved=on_unresolved,
-    )
 
-    def call():
-        struct = jax.ShapeDtypeStruct((), bool)
-        args = (found.loss, found.needed, found.start, found.end, found.adjoint)
-        return jax.pure_callback(report, struct, *args, vmap_method="expand_dims")
+    def describe(element, loss, rtol, needed, start, end, adjoint):
+        return _MESSAGE.format(
+            nodes=nodes,
+            what=(_ADJOINT if adjoint else _SOLUTION)[0],
+            start=start,
+            end=end,
+            element=element,
+            loss=loss,
+            rtol=rtol,
+            way_out=_way_out(needed, quadrature if adjoint else nodes, adjoint),
+        )
 
-    distrusted = lax.cond(unvmap_any(failed), call, lambda: jnp.array(False))
-    return ~distrusted
+    values = (found.needed, found.start, found.end, found.adjoint)
+    return is_trusted(found.loss, rtol, on_unresolved, describe, *values)
