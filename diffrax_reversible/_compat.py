@@ -3,7 +3,8 @@
 Seen the same in diffrax 0.7.0 to 0.7.2 and equinox 0.13.
 """
 
-from collections.abc import Callable
+import functools as ft
+from collections.abc import Callable, Hashable, Iterable
 
 import jax
 import jax.tree_util as jtu
@@ -35,12 +36,29 @@ from equinox.internal import (
     ω as ω,
 )
 
+# Whether the types of arrays inside of `jax.shard_map` say along which axes they vary.
+from jax._src.config import _check_vma
+
 # Which inputs the outputs of a function depend on.
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
 
 CallableToPath = _CallableToPath
+
+# Tracing without varying axes in types: what `jax.shard_map(..., check_vma=False)` does.
+no_varying_types = ft.partial(_check_vma, False)
+
+
+def varying_axes(aval) -> frozenset[Hashable]:
+    """Along which axes of a mesh an array varies: inside of `jax.shard_map`."""
+    return aval.mat.varying
+
+
+def with_varying_axes(aval, axes: Iterable[Hashable]):
+    """An abstract array like this one, that varies along these axes."""
+    manual_axis_type = type(aval.mat)(varying=frozenset(axes))
+    return aval.update(manual_axis_type=manual_axis_type)
 
 
 def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:
@@ -50,3 +68,10 @@ def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:
     jaxpr = jax.make_jaxpr(fn)(x).jaxpr
     _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return any(used)
+
+
+def with_leading_axes(aval, sizes: tuple[int, ...]):
+    """An abstract array like this one with axes put in front, on the same mesh."""
+    spec = jax.P(*[None] * len(sizes), *aval.sharding.spec)
+    sharding = aval.sharding.update(spec=spec)
+    return aval.update(shape=sizes + aval.shape, weak_type=False, sharding=sharding)

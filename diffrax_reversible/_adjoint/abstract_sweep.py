@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, ArrayLike, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from .._types import BoolScalarLike
 from .shared_vjp import shared_vjp
@@ -98,8 +98,8 @@ class AbstractSweep(abc.ABC):
         `outputs`, and `None` where those are not floating-point numbers."""
 
     @abc.abstractmethod
-    def active(self, carry: PyTree) -> Bool[ArrayLike, "..."]:
-        """Whether there are steps left to walk."""
+    def length(self, carry: PyTree) -> Int[ArrayLike, "..."]:
+        """How many steps there are to walk, from this carry on."""
 
     @abc.abstractmethod
     def step(
@@ -113,7 +113,7 @@ class AbstractSweep(abc.ABC):
     ) -> tuple[PyTree, PyTree]:
         """One step of the walk: the new carry and the new cotangent of the parameters,
         which has the structure of `inputs.parameters`, with `None` for those that are
-        not perturbed. Called also for elements of a batch that are no longer active."""
+        not perturbed. Called also for elements of a batch that have none left."""
 
     @abc.abstractmethod
     def finish(

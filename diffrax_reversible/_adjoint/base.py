@@ -25,6 +25,7 @@ from .problem import is_none, Parameters, Problem, split
 from .refuse import refuse_derivative
 from .rule import with_reverse_sweep
 from .sweep import AbstractStepSweep
+from .varying import without_varying_axes
 
 
 def _refuse_time(name: str, what: str) -> str:
@@ -85,8 +86,12 @@ class AbstractSweepAdjoint(AbstractAdjoint):
         """The loop and the walk back. `loop` is diffrax's own; `static` what of the
         problem is not an array."""
 
-    def loop(
+    def loop(self, **options):
+        return without_varying_axes(self._solve, options)
+
+    def _solve(
         self,
+        forget,
         *,
         args,
         terms,
@@ -130,8 +135,8 @@ class AbstractSweepAdjoint(AbstractAdjoint):
                 terms, t, state.tnext, y, args, state.solver_state, state.made_jump
             )
 
-        terms = hoist_terms(terms, t, y, args, step)
-        fns = hoist_fns(saveat, t, y, args)
+        terms = forget(hoist_terms(terms, t, y, args, step))
+        fns = forget(hoist_fns(saveat, t, y, args))
         controller = stepsize_controller
         if not knows_its_steps(controller):
             controller = RecordedSteps(
@@ -166,7 +171,7 @@ class AbstractSweepAdjoint(AbstractAdjoint):
                     stepsize_controller=stepsize_controller,
                     max_steps=max_steps,
                 )
-                inner_event = hoist_event(event, kwargs, t, y, args)
+                inner_event = forget(hoist_event(event, kwargs, t, y, args))
             options = dict(
                 event=inner_event, max_steps=max_steps, progress_meter=progress_meter
             )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.tree_util as jtu
 from diffrax import (
@@ -27,15 +26,22 @@ def _is_term(x) -> bool:
     return isinstance(x, AbstractTerm)
 
 
+def _convert(fn: Callable, t, y, args) -> Callable:
+    # Of a function that closes over nothing equinox would make no jaxpr; but with one
+    # it is traced here for the last time.
+    return eqx.filter_closure_convert(lambda *inputs: fn(*inputs), t, y, args)
+
+
 class _Recorder(eqx.Module):
-    """A vector field that writes down what it is called with."""
+    """A vector field that is converted when it is first called."""
 
     vector_field: Callable
-    calls: list = eqx.field(static=True)
+    converted: list = eqx.field(static=True)
 
     def __call__(self, t, y, args):
-        self.calls.append(jax.eval_shape(lambda: (t, y)))
-        return self.vector_field(t, y, args)
+        if len(self.converted) == 0:
+            self.converted.append(_convert(self.vector_field, t, y, args))
+        return self.converted[0](t, y, args)
 
 
 def hoist_terms(
@@ -71,22 +77,21 @@ def hoist_terms(
     is_ordinary = lambda x: isinstance(x, ODETerm | ControlTerm)
     terms = jtu.tree_map(hoist_control, terms, is_leaf=is_ordinary)
     if isinstance(terms, AbstractTerm):
-        convert = lambda fn: eqx.filter_closure_convert(fn, t, y, args)
-        return map_terms(convert, terms)
-    calls = []
+        return map_terms(lambda fn: _convert(fn, t, y, args), terms)
+    recorders = []
 
     def record(fn):
-        calls.append([])
-        return _Recorder(fn, calls[-1])
+        recorders.append(_Recorder(fn, []))
+        return recorders[-1]
 
     eqx.filter_eval_shape(step, map_terms(record, terms))
-    each = iter(calls)
+    each = iter(recorders)
 
-    def convert(fn):
-        called = next(each)
-        return eqx.filter_closure_convert(fn, *called[0], args) if called else fn
+    def converted(fn):
+        recorder = next(each)
+        return recorder.converted[0] if recorder.converted else fn
 
-    return map_terms(convert, terms)
+    return map_terms(converted, terms)
 
 
 def is_subsaveat(x) -> bool:
@@ -98,10 +103,7 @@ def hoist_fns(
 ) -> list[Callable[[RealScalarLike, Y, Args], PyTree]]:
     """The same, for every `SubSaveAt(fn=...)`."""
     subsaveats = jtu.tree_leaves(saveat.subs, is_leaf=is_subsaveat)
-    return [
-        s.fn if s.fn is save_y else eqx.filter_closure_convert(s.fn, t, y, args)
-        for s in subsaveats
-    ]
+    return [s.fn if s.fn is save_y else _convert(s.fn, t, y, args) for s in subsaveats]
 
 
 def hoist_event(event: Event, kwargs: dict[str, Any], t, y, args) -> Event:

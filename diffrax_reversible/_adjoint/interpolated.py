@@ -22,6 +22,7 @@ from .problem import is_none, save_states
 from .refuse import refuse_derivative
 from .resolution import OnUnresolved
 from .rule import with_reverse_sweep
+from .varying import without_varying_axes
 
 
 class InterpolatedAdjoint(AbstractAdjoint):
@@ -165,8 +166,12 @@ class InterpolatedAdjoint(AbstractAdjoint):
                 f"{', '.join(f'`{key}`' for key in KEYWORDS)}."
             )
 
-    def loop(
+    def loop(self, **options):
+        return without_varying_axes(self._solve, options)
+
+    def _solve(
         self,
+        forget,
         *,
         args,
         terms,
@@ -213,7 +218,7 @@ class InterpolatedAdjoint(AbstractAdjoint):
                 is_leaf=is_none,
             )
         t, y = init_state.tprev, init_state.y
-        terms = hoist_terms(terms, t, y, args, lambda _: None)
+        terms = forget(hoist_terms(terms, t, y, args, lambda _: None))
         subsaveats = jtu.tree_leaves(saveat.subs, is_leaf=is_subsaveat)
         none = jnp.zeros(0, t.dtype)
         save_times = [none if s.ts is None else s.ts for s in subsaveats]

@@ -17,7 +17,7 @@ from diffrax import (
     SaveAt,
     SubSaveAt,
 )
-from jaxtyping import Array, ArrayLike, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from .._compat import nextafter, prevbefore
 from .._types import BoolScalarLike, IntScalarLike
@@ -154,8 +154,8 @@ class InterpolatedSweep(AbstractSweep):
             is_successful(outputs.final.result),
         )
 
-    def active(self, carry: _Walk) -> Bool[ArrayLike, "..."]:
-        return carry.remaining > 0
+    def length(self, carry: _Walk) -> Int[ArrayLike, "..."]:
+        return carry.remaining
 
     def step(
         self,

@@ -12,6 +12,9 @@ ordinary batching forgets. The sweep of a batched function is *one* unbatched lo
 a vmapped body, in which the cotangent of a parameter is summed over the axes that the
 parameter does not carry: so it never grows those axes, and outer products become matrix
 products.
+
+Inside of `jax.shard_map` no array that comes here has a type that tells along which axes
+of the mesh it varies (`varying.py`), and none is given one.
 """
 
 import functools as ft
@@ -27,7 +30,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._compat import no_varying_types, with_leading_axes
 from .abstract_sweep import AbstractSweep, Inputs
+from .devices import Devices
 from .levels import axes, new_level, to_front, unmapped, vmapped
 from .refuse import refuse_derivative
 from .transpose import transpose
@@ -67,14 +72,13 @@ def _is_float(x) -> bool:
 
 def _evaluate(*leaves, static, levels):
     in_axes = lambda level: axes(level.mapped)
-    return vmapped(static.call, levels, in_axes, lambda _: 0)(*leaves)
+    with no_varying_types():
+        return vmapped(static.call, levels, in_axes, lambda _: 0)(*leaves)
 
 
 def _outputs_avals(static, levels):
     sizes = tuple(level.size for level in reversed(levels))
-    return [
-        jax.core.ShapedArray(sizes + a.shape, a.dtype) for a in static.outputs_avals
-    ]
+    return [with_leading_axes(a, sizes) for a in static.outputs_avals]
 
 
 #
@@ -162,7 +166,8 @@ def _tangent(*operands, static, levels, perturbed):
         outputs = _evaluate(*leaves, static=static, levels=levels)
         return [x for x, f in zip(outputs, static.outputs_float) if f]
 
-    _, tangents_out = jax.jvp(evaluate, [inputs[i] for i in perturbed], tangents)
+    with no_varying_types():
+        _, tangents_out = jax.jvp(evaluate, [inputs[i] for i in perturbed], tangents)
     return tangents_out
 
 
@@ -222,7 +227,9 @@ def _tangent_jvp(primals, tangents, *, static, levels, perturbed):
         return np.zeros(primal.shape, jax.dtypes.float0)
 
     fn = ft.partial(_tangent, static=static, levels=levels, perturbed=perturbed)
-    return jax.jvp(fn, primals, [instantiate(p, t) for p, t in zip(primals, tangents)])
+    tangents = [instantiate(p, t) for p, t in zip(primals, tangents)]
+    with no_varying_types():
+        return jax.jvp(fn, primals, tangents)
 
 
 ad.primitive_jvps[reversible_tangent] = _tangent_jvp
@@ -235,7 +242,16 @@ def _tangent_transpose(cotangents, *operands, static, levels, perturbed):
         ad.instantiate_zeros(next(cotangents)) if f else None
         for f in static.outputs_float
     ]
-    result = transpose(inputs, outputs, instantiated, static, levels, perturbed)
+    shared = [i for i in static.parameters if i in perturbed]
+    devices = Devices(levels, shared, [*inputs, *outputs])
+    inputs = [devices.spread(x, i) for i, x in enumerate(inputs)]
+    outputs = [devices.spread(x) for x in outputs]
+    instantiated = [None if x is None else devices.spread(x) for x in instantiated]
+    with no_varying_types():
+        result = transpose(
+            inputs, outputs, instantiated, static, devices.levels, perturbed
+        )
+    result = [devices.collect(x, i) for x, i in zip(result, perturbed)]
     unknown = [ad.is_undefined_primal(t) for t in tangents]
     nones = [None] * (len(operands) - len(perturbed))
     return nones + [ct if u else None for ct, u in zip(result, unknown)]

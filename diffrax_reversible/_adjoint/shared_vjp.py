@@ -20,6 +20,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from .._compat import no_varying_types, with_leading_axes
 from .levels import axes, new_level, to_front, vmapped
 
 
@@ -55,8 +56,9 @@ def _vjp(*operands, static, levels):
 
     in_axes = lambda level: axes(level.mapped)
     batched = vmapped(call, levels, in_axes, lambda _: 0)
-    outputs, vjp = jax.vjp(lambda *x: batched(*consts, *x), *point, *parameters)
-    found = vjp(cotangents)
+    with no_varying_types():
+        outputs, vjp = jax.vjp(lambda *x: batched(*consts, *x), *point, *parameters)
+        found = vjp(cotangents)
     return [*outputs, *found[:m], *found[m:]]
 
 
@@ -68,8 +70,7 @@ mlir.register_lowering(shared_vjp_p, mlir.lower_fun(_vjp, multiple_results=True)
 def _(*operands, static, levels):
     del levels
     _, point, parameters, cotangents = static.split(operands)
-    avals = [*cotangents, *point, *parameters]
-    return [jax.core.ShapedArray(a.shape, a.dtype) for a in avals]
+    return [with_leading_axes(a, ()) for a in (*cotangents, *point, *parameters)]
 
 
 def _batch(axis_data, operands, dims, *, static, levels):

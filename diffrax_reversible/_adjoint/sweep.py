@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, ArrayLike, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from .._controller import Steps
 from .._solver import AbstractReversal
@@ -110,8 +110,8 @@ class AbstractStepSweep(AbstractSweep):
             notes,
         )
 
-    def active(self, carry: Walk) -> Bool[ArrayLike, "..."]:
-        return carry.remaining > 0
+    def length(self, carry: Walk) -> Int[ArrayLike, "..."]:
+        return carry.remaining
 
     def step(
         self,

@@ -67,14 +67,16 @@ def transpose(inputs, outputs, cotangents, static, levels, perturbed):
         lambda level: (0, totals_axes(level)),
     )
 
-    def active(loop):
-        carry, _ = loop
-        return jnp.any(sweep.active(jtu.tree_unflatten(carry_tree, carry)))
+    def walk(loop):
+        remaining, carry, totals = loop
+        return remaining - 1, *vmapped_step(carry, totals, *operands)
 
+    # The longest way of any element, found once: looking at all of them before each step
+    # would make devices that have some each wait for one another.
+    length = jnp.max(sweep.length(jtu.tree_unflatten(carry_tree, carry)))
     totals = [jnp.zeros_like(inputs[i]) for i in parameters]
-    carry, totals = lax.while_loop(
-        active, lambda loop: vmapped_step(*loop, *operands), (carry, totals)
-    )
+    loop = (length, carry, totals)
+    _, carry, totals = lax.while_loop(lambda loop: loop[0] > 0, walk, loop)
 
     def finish(carry, *operands):
         carry = jtu.tree_unflatten(carry_tree, carry)
