@@ -57,8 +57,12 @@ def varying_axes(aval) -> frozenset[Hashable]:
 
 def with_varying_axes(aval, axes: Iterable[Hashable]):
     """An abstract array like this one, that varies along these axes."""
-    manual_axis_type = type(aval.mat)(varying=frozenset(axes))
-    return aval.update(manual_axis_type=manual_axis_type)
+    # That of a constant knows of no mesh.
+    mesh, spec = jax.sharding.get_abstract_mesh(), jax.P(*[None] * aval.ndim)
+    return aval.update(
+        sharding=jax.NamedSharding(mesh, spec),
+        manual_axis_type=type(aval.mat)(varying=frozenset(axes)),
+    )
 
 
 def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:

@@ -1,5 +1,7 @@
 """What the tests measure costs with."""
 
+import math
+import re
 import time
 
 import jax
@@ -65,3 +67,41 @@ def mlp(sizes, dtype=jnp.float64):
         jr.normal(key, (m, n), dtype) / n**0.5
         for key, m, n in zip(keys, sizes[1:], sizes)
     ]
+
+
+_collective = re.compile(
+    r"= (.*) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
+    r"(?:-start)?\("
+)
+
+
+def collectives(compiled):
+    """What the devices tell each other, as pairs of an operation and the numbers of
+    elements of its results: inside of the loops of a compiled function, and outside."""
+    computations = {}
+    for line in compiled.as_text().splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
+            lines = computations[name] = []
+        elif line.startswith(" "):
+            lines.append(line)
+
+    def called(lines):
+        return {x for y in lines for x in re.findall(r"[\w.\-]+", y)} & set(
+            computations
+        )
+
+    loops = [x for y in computations.values() for x in y if " while(" in x]
+    inside, new = set(), called(loops)
+    while new:
+        inside |= new
+        new = {x for name in new for x in called(computations[name])} - inside
+
+    def found(names):
+        for name in names:
+            for match in filter(None, map(_collective.search, computations[name])):
+                shapes = re.findall(r"\[([\d,]*)\]", match[1])
+                sizes = [s.split(",") if s else [] for s in shapes]
+                yield match[2], [math.prod(map(int, size)) for size in sizes]
+
+    return list(found(inside)), list(found(set(computations) - inside))

@@ -82,7 +82,8 @@ class Devices:
                 x = x.reshape(x.shape[:axis] + shape + x.shape[axis + 1 :])
             elif i in self._shared:
                 x = jnp.broadcast_to(
-                    jnp.expand_dims(x, axis), x.shape[:axis] + (number,) + x.shape[axis:]
+                    jnp.expand_dims(x, axis),
+                    x.shape[:axis] + (number,) + x.shape[axis:],
                 )
         return x
 

@@ -36,6 +36,12 @@ def axes(flags: Sequence[bool]) -> tuple[int | None, ...]:
 
 
 def new_level(axis_data, mapped: Sequence[bool]) -> Level:
+    if axis_data.explicit_mesh_axis is not None:
+        raise NotImplementedError(
+            "`jax.vmap` of `diffeqsolve(...)` over an axis of the mesh that is of "
+            "`AxisType.Explicit` is not supported. Make it of `AxisType.Auto` with "
+            "`jax.make_mesh(..., axis_types=...)`, or use `jax.shard_map`."
+        )
     # An unnamed axis has a plain object for a name; ours must not clash with any other.
     name = axis_data.name if type(axis_data.name) is not object else object()
     return Level(tuple(mapped), axis_data.size, name, axis_data.spmd_name)

@@ -83,6 +83,8 @@ def split(problem: Problem) -> tuple[Inputs, PyTree]:
         problem.parameters, eqx.is_inexact_array
     )
     rest, static = eqx.partition((rest, state_rest, parameters_rest), eqx.is_array)
+    # Functions may close over arrays of NumPy.
+    state, parameters = jtu.tree_map(jnp.asarray, (state, parameters))
     return Inputs(state, parameters, lax.stop_gradient(rest)), static
 
 

@@ -8,7 +8,7 @@ as diffrax runs, and put back at the end.
 """
 
 import functools as ft
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -68,6 +68,11 @@ _remember = _linear_primitive(
 )
 
 
+def _ordered(axes: frozenset[Hashable]) -> tuple[Hashable, ...]:
+    # The same on every host.
+    return tuple(sorted(axes, key=str))
+
+
 def _map_arrays(fn, tree):
     return jtu.tree_map(lambda x: fn(x) if eqx.is_array(x) else x, tree)
 
@@ -89,7 +94,7 @@ def without_varying_axes(
     def remember(x):
         # A constant is the same everywhere.
         traced = isinstance(x, jax.core.Tracer)
-        return _remember.bind(x, axes=tuple(sorted(axes))) if traced else x
+        return _remember.bind(x, axes=_ordered(axes)) if traced else x
 
     if len(axes) == 0:
         return solve(forget, **options)
@@ -111,7 +116,7 @@ def _forget_one(axes, x):
         raise NotImplementedError(
             "Inside of `jax.shard_map(..., check_vma=True)` a vector field, or another "
             "function given to `diffeqsolve(...)`, closes over an array that varies along "
-            f"{sorted(more)}, and neither the state nor `args` do. Pass it as part of "
+            f"{_ordered(more)}, and neither the state nor `args` do. Pass it as part of "
             "`args`, or use `check_vma=False`."
         )
-    return _forget.bind(x, axes=tuple(sorted(axes))) if axes else x
+    return _forget.bind(x, axes=_ordered(axes)) if axes else x

@@ -89,6 +89,8 @@ class Steps(eqx.Module):
     def _constant_interval(self, controller, index, span):
         steps_completed, num_steps, t0, t1_or_dt0 = self.controller_state
         assert span.dt0 is not None
+        # An element of a batch that makes no step is asked for one all the same.
+        num_steps = jnp.where(num_steps == 0, 1, num_steps)
         # Ask diffrax where it went, rather than repeat its formula.
         t0 = follow(t0, jnp.where(t0 == span.t0, span.t0, t0))
         leader = jnp.where(jnp.isfinite(span.t1), span.t1, span.dt0)

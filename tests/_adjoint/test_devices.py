@@ -1,0 +1,257 @@
+"""Solves on several devices: arrays sharded over a mesh, and `jax.shard_map`."""
+
+import functools as ft
+
+import diffrax
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from diffrax_reversible import (
+    InterpolatedAdjoint,
+    ReversibleAdjoint,
+    ReversibleALF4,
+    SymplecticAdjoint,
+)
+
+from ..helpers import tree_difference
+from ..measure import collectives, mlp
+
+
+_mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+_batch, _width, _hidden = 16, 8, 64
+
+_methods = (
+    pytest.param(ReversibleALF4(), ReversibleAdjoint(), id="reversible"),
+    pytest.param(diffrax.Bosh3(), SymplecticAdjoint(), id="symplectic"),
+)
+
+
+def _mlp(t, y, weights):
+    inwards, outwards = weights
+    return outwards @ jnp.tanh(inwards @ y)
+
+
+def _arguments():
+    ys = jr.normal(jr.PRNGKey(3), (_batch, _width))
+    return ys, tuple(mlp((_width, _hidden, _width)))
+
+
+def _solve(y, args, solver, adjoint, *, field=_mlp, adaptive=False, **kwargs):
+    pid = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        0.0,
+        1.0,
+        0.1,
+        y,
+        args,
+        adjoint=adjoint,
+        stepsize_controller=pid if adaptive else diffrax.ConstantStepSize(),
+        max_steps=64,
+        **kwargs,
+    ).ys
+
+
+def _loss_of_batch(ys, args, *rest, axis=None, **kwargs):
+    solve = lambda y: _solve(y, args, *rest, **kwargs)
+    return jnp.sum(jnp.sin(jax.vmap(solve, spmd_axis_name=axis)(ys)))
+
+
+#
+# Sharded arrays
+#
+
+
+_data, _everywhere = P("data"), (P(), P())
+# Each device has some of the hidden units, and the field sums over them.
+_hidden_units = (P("model", None), P(None, "model"))
+
+
+def _collectives_of_gradient(loss, arguments, specs):
+    """Of the gradient for sharded arguments, which is compared with the ordinary one."""
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    is_spec = lambda x: isinstance(x, P)
+    put = lambda spec, x: jax.device_put(x, NamedSharding(_mesh, spec))
+    sharded = jtu.tree_map(put, specs, arguments, is_leaf=is_spec)
+    compiled = gradient.lower(*sharded).compile()
+    assert tree_difference(compiled(*sharded), gradient(*arguments)) < 1e-12
+    inside, outside = collectives(compiled)
+    print(f"Inside of loops: {inside}\nOutside: {outside}")
+    return inside, outside
+
+
+@pytest.mark.parametrize("solver, adjoint", _methods)
+@pytest.mark.parametrize("adaptive", (False, True))
+def test_data_parallel(solver, adjoint, adaptive):
+    """Devices tell each other in each step whether all are done, no more, and add up the
+    cotangents of the parameters once."""
+
+    def loss(ys, args):
+        options = dict(axis="data", adaptive=adaptive)
+        return _loss_of_batch(ys, args, solver, adjoint, **options)
+
+    specs = (_data, _everywhere)
+    inside, outside = _collectives_of_gradient(loss, _arguments(), specs)
+    assert all(sizes == [1] for _, sizes in inside)
+    if not adaptive and isinstance(adjoint, ReversibleAdjoint):
+        assert inside == []
+    large = [
+        operation for operation, sizes in outside if sum(sizes) >= _width * _hidden
+    ]
+    assert large == ["all-reduce"]
+
+
+@pytest.mark.parametrize("solver, adjoint", _methods)
+@pytest.mark.parametrize("ys", (P(), _data))
+def test_model_parallel(solver, adjoint, ys):
+    """What the field itself sums, no more; also with data in parallel."""
+    loss = lambda *x: _loss_of_batch(*x, solver, adjoint, axis="data")
+    specs = (ys, _hidden_units)
+    inside, outside = _collectives_of_gradient(loss, _arguments(), specs)
+    assert {operation for operation, _ in inside} == {"all-reduce"}
+    state = _batch * _width // (1 if ys == P() else _mesh.shape["data"])
+    large = [sizes for _, sizes in inside if sizes != [1]]
+    # An evaluation forward; one, with its vector-Jacobian product, back.
+    assert sum(map(len, large)) == 3
+    assert all(size == state for sizes in large for size in sizes)
+    parameters = [sizes for _, sizes in outside if sum(sizes) >= _width * _hidden // 2]
+    assert len(parameters) == (ys != P())
+
+
+@pytest.mark.parametrize("solver, adjoint", _methods)
+def test_sharded_state(solver, adjoint):
+    """Neighbours tell each other the ends of their pieces, which the field asks for."""
+
+    def field(t, y, args):
+        diffusion, rate = args
+        neighbours = jnp.roll(y, 1) + jnp.roll(y, -1)
+        return diffusion * (neighbours - 2 * y) + rate * jnp.sin(y)
+
+    def loss(y, args):
+        return jnp.sum(jnp.sin(_solve(y, args, solver, adjoint, field=field)))
+
+    arguments = jr.normal(jr.PRNGKey(0), (128,)), (jnp.array(0.3), jnp.array(0.4))
+    specs = (P(("data", "model")), (P(), P()))
+    inside, _ = _collectives_of_gradient(loss, arguments, specs)
+    assert {x for x, _ in inside} == {"collective-permute", "all-reduce"}
+    assert all(size == 1 for _, sizes in inside for size in sizes)
+
+
+def test_explicit_axes_refused():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    ys, args = _arguments()
+    ys = jax.device_put(ys, NamedSharding(mesh, _data))
+    loss = lambda *x: _loss_of_batch(*x, ReversibleALF4(), ReversibleAdjoint())
+    with pytest.raises(NotImplementedError, match="Explicit.*AxisType.Auto"):
+        jax.eval_shape(loss, ys, args)
+
+
+#
+# `jax.shard_map`
+#
+
+_all_methods = (
+    *_methods,
+    pytest.param(diffrax.Bosh3(), InterpolatedAdjoint(8, rtol=0.1), id="interpolated"),
+)
+
+
+def _shard_map(f, out_specs, check_vma):
+    specs = dict(in_specs=(_data, _everywhere), out_specs=out_specs)
+    return jax.shard_map(f, mesh=_mesh, check_vma=check_vma, **specs)
+
+
+@pytest.mark.parametrize("check_vma", (False, True))
+@pytest.mark.parametrize("solver, adjoint", _all_methods)
+def test_shard_map(solver, adjoint, check_vma):
+    """Inside, devices tell each other nothing in any step."""
+    options = dict(adaptive=True, throw=not check_vma)
+
+    def loss(ys, args):
+        return _loss_of_batch(ys, args, solver, adjoint, **options)
+
+    def grad_inside(ys, args):
+        ys, args = jax.grad(loss, (0, 1))(ys, args)
+        # With `check_vma` the cotangent of what is everywhere the same is a sum already.
+        return ys, args if check_vma else lax.psum(args, "data")
+
+    def total(ys, args):
+        return lax.psum(loss(ys, args), "data")
+
+    arguments = _arguments()
+    expected = jax.jit(jax.grad(loss, (0, 1)))(*arguments)
+    inside = jax.jit(_shard_map(grad_inside, (_data, P()), check_vma))
+    assert tree_difference(inside(*arguments), expected) < 1e-12
+    outside = jax.jit(jax.grad(_shard_map(total, P(), check_vma), (0, 1)))
+    outside = outside.lower(*arguments).compile()
+    assert tree_difference(outside(*arguments), expected) < 1e-12
+    in_loops, _ = collectives(outside)
+    assert in_loops == []
+
+
+@pytest.mark.parametrize("check_vma", (False, True))
+@pytest.mark.parametrize("solver, adjoint", _methods)
+def test_field_that_communicates(solver, adjoint, check_vma):
+    def field(t, y, args):
+        return lax.psum(_mlp(t, y, args), "model")
+
+    def loss(field, y, args):
+        options = dict(field=field, throw=not check_vma)
+        return jnp.sum(jnp.sin(_solve(y, args, solver, adjoint, **options)))
+
+    def value(y, args):
+        # All have the same, but the type of a solution says that it varies with `args`.
+        return lax.pmean(loss(field, y, args), "model")
+
+    ys, args = _arguments()
+    mapped = jax.shard_map(
+        value,
+        mesh=_mesh,
+        in_specs=(P(), _hidden_units),
+        out_specs=P(),
+        check_vma=check_vma,
+    )
+    found = jax.jit(jax.grad(mapped, (0, 1)))(ys[0], args)
+    expected = jax.jit(jax.grad(ft.partial(loss, _mlp), (0, 1)))(ys[0], args)
+    assert tree_difference(found, expected) < 1e-12
+
+
+def test_jvp_in_shard_map():
+    solver, adjoint = ReversibleALF4(), ReversibleAdjoint()
+
+    def loss(ys, args):
+        return _loss_of_batch(ys, args, solver, adjoint, throw=False)
+
+    def total(ys, args):
+        return lax.psum(loss(ys, args), "data")
+
+    arguments = _arguments()
+    tangents = jtu.tree_map(jnp.cos, arguments)
+    jvp = lambda f: jax.jit(lambda *x: jax.jvp(f, x, tangents))(*arguments)
+    found, expected = jvp(_shard_map(total, P(), True)), jvp(loss)
+    assert tree_difference(found, expected) < 1e-12
+
+
+def test_refused_in_shard_map():
+    def value(ys, args, **kwargs):
+        options = dict(solver=ReversibleALF4(), adjoint=ReversibleAdjoint()) | kwargs
+        return _solve(ys[0], args, **options)[None]
+
+    run = lambda f: jax.eval_shape(_shard_map(f, _data, True), *_arguments())
+    with pytest.raises(NotImplementedError, match="throw=False.*check_vma=False"):
+        run(value)
+
+    def closes_over(ys, args):
+        # The solver must not look at the field before the solve.
+        options = dict(solver=diffrax.Bosh3(), adjoint=SymplecticAdjoint(), throw=False)
+        field = lambda t, y, args: _mlp(t, y, args) + ys[0]
+        return value(jnp.ones((1, _width)), args, field=field, **options)
+
+    with pytest.raises(NotImplementedError, match="closes over.*`args`"):
+        run(closes_over)
