@@ -105,7 +105,7 @@ class AbstractALFComposition(AbstractReversibleSolver):
 
     With `diffrax.PIDController(rtol, atol)` the error estimates hold the tolerance as
     `diffrax.Tsit5` does: on our test problems the global error was at most three times
-    its error. Add `pcoeff=0.4, icoeff=0.3` for fewer rejected steps, below 20% there.
+    its error. Add `pcoeff=0.8, icoeff=0.3` for fewer rejected steps, below 20% there.
     `PIDController` with its defaults rejects up to a third of them where the step has
     to change by much, with these solvers as with others.
 
