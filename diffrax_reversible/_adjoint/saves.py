@@ -54,8 +54,9 @@ def pull_back(
     value_of_x = lambda x: eqx.filter(value(x, parameters), eqx.is_inexact_array)
     value_of_both = lambda x, p: eqx.filter(value(x, p), eqx.is_inexact_array)
     if depends(lambda p: value_of_both(x, p), parameters):
-        _, vjp = jax.vjp(value_of_both, x, parameters)
-        increment, increment_parameters = vjp(cotangent)
+        _, increment, increment_parameters = batch.pull_back(
+            value_of_both, x, parameters, cotangent
+        )
         total_parameters = batch.accumulate(total_parameters, increment_parameters)
     else:
         _, vjp = jax.vjp(value_of_x, x)

@@ -5,14 +5,13 @@ import functools as ft
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compat import depends, save_y
-from .._solver import AbstractReversibleSolver
+from .._solver import AbstractReversibleSolver, zeros_of
 from .._types import BoolScalarLike, DenseInfo, RealScalarLike, Y
 from .abstract_sweep import Batch
 from .problem import Parameters, Problem, save_states
@@ -138,11 +137,7 @@ class StepBack:
         if not (self.problem.saveat.dense or has_event or with_ts):
             return None, cotangent_parameters, cursors
         step, cursors = self.step, list(cursors)
-        dense_info = jtu.tree_map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            eqx.filter_eval_shape(self._backward_step),
-        )
-        cotangent = dense_info
+        cotangent = dense_info = zeros_of(self._backward_step)
         if self.problem.saveat.dense:
             infos = self.cotangent.dense_infos
             row = jtu.tree_map(lambda x: x[step.number - 1], infos)

@@ -29,3 +29,4 @@ from .update import (
     State as State,
 )
 from .verlet import StormerVerlet as StormerVerlet
+from .zeros import zeros_of as zeros_of

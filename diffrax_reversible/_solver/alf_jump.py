@@ -8,6 +8,7 @@ import jax.tree_util as jtu
 from .._compat import unvmap_any, ω
 from .grid import snap
 from .update import AbstractUpdate, State
+from .zeros import zeros_of
 
 
 class Jump(AbstractUpdate):
@@ -26,12 +27,9 @@ class Jump(AbstractUpdate):
             before = terms.vf(substep.t_before, point, args)
             return (after**ω - before**ω).ω
 
-        def nothing():
-            struct = eqx.filter_eval_shape(change)
-            return jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), struct)
-
         # Under `jax.vmap` evaluate only if any element jumps.
-        k = lax.cond(unvmap_any(substep.made_jump), change, nothing)
+        any_jump = unvmap_any(substep.made_jump)
+        k = lax.cond(any_jump, change, lambda: zeros_of(change))
         return jtu.tree_map(lambda x: jnp.where(substep.made_jump, x, 0), k)
 
     def write(self, state, k, substep):

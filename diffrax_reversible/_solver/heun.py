@@ -1,12 +1,11 @@
 """The reverse of `diffrax.ReversibleHeun`."""
 
 import jax
-import jax.numpy as jnp
-import jax.tree_util as jtu
 from diffrax import RESULTS
 
 from .._compat import depends, ω
 from .reversal import AbstractReversal, add, vjp_with
+from .zeros import zeros_of
 
 
 def _refuse_jump(made_jump):
@@ -44,9 +43,7 @@ class HeunReversal(AbstractReversal):
 
     def depart(self, terms, t, y, solver_state):
         yhat, _ = solver_state
-        control = jax.eval_shape(lambda t: terms.contr(t, t), t)
-        zeros = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), control)
-        return y, (yhat, zeros)
+        return y, (yhat, zeros_of(terms.contr, t, t))
 
     def arrive(self, rebuild, parameters, y, solver_state):
         yhat, control = solver_state

@@ -6,6 +6,7 @@ from diffrax import RESULTS
 
 from .._compat import depends, ω
 from .reversal import AbstractReversal, add, vjp_with
+from .zeros import zeros_of
 
 
 class LeapfrogReversal(AbstractReversal):
@@ -54,7 +55,7 @@ class LeapfrogReversal(AbstractReversal):
             _, _, t0, _ = rebuild(parameters)
             return t0
 
-        def evaluate(parameters, y):
+        def evaluate(y, parameters):
             terms, args, t0, _ = rebuild(parameters)
             return terms.vf(t0, y, args)
 
@@ -67,18 +68,27 @@ class LeapfrogReversal(AbstractReversal):
             return terms.contr(tm1, t1)
 
         with_control = depends(control, parameters)
-        vf, vjp_evaluate = jax.vjp(evaluate, parameters, y0)
+        # `prod` is linear in the vector field, so that its transpose is known before.
+        zeros = zeros_of(evaluate, y0, parameters)
+        _, vjp_prod = jax.vjp(lambda vf: prod(parameters, vf, tm1), zeros)
+        (cotangent_vf,) = vjp_prod(cotangent_y1)
+        vf, increment_y0, from_vf = batch.pull_back(
+            evaluate, y0, parameters, cotangent_vf
+        )
+        cotangent_parameters = batch.accumulate(cotangent_parameters, from_vf)
         increment, vjp_prod = vjp_with(prod, parameters, with_control, vf, tm1)
-        from_prod, cotangent_vf, cotangent_tm1 = vjp_prod(cotangent_y1)
-        from_vf, increment_y0 = vjp_evaluate(cotangent_vf)
-        from_start = None
+        from_prod, _, cotangent_tm1 = vjp_prod(cotangent_y1)
+        if with_control:
+            cotangent_parameters = batch.accumulate(cotangent_parameters, from_prod)
         if depends(start, parameters):
             _, vjp_start = jax.vjp(start, parameters)
-            (from_start,) = vjp_start(cotangent_t0)
+            cotangent_parameters = batch.accumulate(
+                cotangent_parameters, *vjp_start(cotangent_t0)
+            )
         return (
             y0,
             (tm1, (y1**ω - increment**ω).ω),
             add(cotangent_y0, increment_y0, dense["y0"]),
             (cotangent_tm1, cotangent_y1),
-            batch.accumulate(cotangent_parameters, add(from_prod, from_vf, from_start)),
+            cotangent_parameters,
         )

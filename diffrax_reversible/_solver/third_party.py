@@ -3,9 +3,7 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 
-from .._compat import ω
 from .reversal import AbstractReversal
 
 
@@ -43,19 +41,22 @@ class StepReversal(AbstractReversal):
         )
         variables, fixed = eqx.partition(solver_state0, eqx.is_inexact_array)
 
-        def step(parameters, y0, variables):
+        def step(start, parameters):
+            y0, variables = start
             terms, args, t0, t1 = rebuild(parameters)
             solver_state0 = eqx.combine(variables, fixed)
             y1, _, dense_info, solver_state1, _ = self.solver.step(
                 terms, t0, t1, y0, args, solver_state0, made_jump
             )
-            return y1, eqx.filter(solver_state1, eqx.is_inexact_array), dense_info
+            solver_state1 = eqx.filter(solver_state1, eqx.is_inexact_array)
+            dense_info = None if cotangent_dense_info is None else dense_info
+            return y1, solver_state1, dense_info
 
-        (_, _, dense_info), vjp = jax.vjp(step, parameters, y0, variables)
-        if cotangent_dense_info is None:
-            cotangent_dense_info = (0 * dense_info**ω).ω
-        increment, *cotangents = vjp(
-            (cotangent_y, cotangent_solver_state, cotangent_dense_info)
+        _, cotangents, increment = batch.pull_back(
+            step,
+            (y0, variables),
+            parameters,
+            (cotangent_y, cotangent_solver_state, cotangent_dense_info),
         )
         return (
             y0,

@@ -6,13 +6,12 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import jax.tree_util as jtu
 from diffrax import AbstractTerm
 from jaxtyping import PyTree
 
 from .._compat import ω
 from .._types import Args
+from .zeros import zeros_of
 
 
 Substep: TypeAlias = PyTree
@@ -121,7 +120,8 @@ def pull_back(
         terms, *_ = rebuild(parameters)
         return line.write(terms, state, eqx.combine(variables, fixed))
 
-    def evaluate(point, variables, parameters):
+    def evaluate(where, parameters):
+        point, variables = where
         terms, args, *_ = rebuild(parameters)
         assert isinstance(line, AbstractUpdate)
         return line.evaluate(terms, args, point, eqx.combine(variables, fixed))
@@ -140,30 +140,20 @@ def pull_back(
         return state, cotangent, cotangent_parameters, cotangent_substep
 
     point, vjp_read = jax.vjp(line.read, state)
-    if not with_substep:
-        # `write` is affine, so that its transpose is known before `k` is.
-        fixed_evaluate = lambda point, parameters: evaluate(
-            point, variables, parameters
-        )
-        struct = jax.eval_shape(fixed_evaluate, point, parameters)
-        zeros = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), struct)
-        _, vjp_write = jax.vjp(lambda s, k: write(s, variables, k), state, zeros)
-        cotangent, cotangent_k = vjp_write(cotangent)
-        k, cotangent_point, cotangent_parameters = batch.pull_back(
-            fixed_evaluate, point, parameters, cotangent_k
-        )
-        (cotangent_read,) = vjp_read(cotangent_point)
-        state = line.unwrite(state, k, substep)
-        return state, (cotangent**ω + cotangent_read**ω).ω, cotangent_parameters, None
-    k, vjp_evaluate = jax.vjp(evaluate, point, variables, parameters)
-    state = line.unwrite(state, k, substep)
-    _, vjp_write = jax.vjp(write, state, variables, k)
-    cotangent, from_write, cotangent_k = vjp_write(cotangent)
-    cotangent_point, from_evaluate, cotangent_parameters = vjp_evaluate(cotangent_k)
-    (cotangent_read,) = vjp_read(cotangent_point)
-    return (
-        state,
-        (cotangent**ω + cotangent_read**ω).ω,
-        cotangent_parameters,
-        (from_write**ω + from_evaluate**ω).ω,
+    where = (point, variables)
+    # `write` is affine in `k`, so that its transpose is known before `k` is.
+    zeros = zeros_of(evaluate, where, parameters)
+    _, vjp_write = jax.vjp(lambda s, k: write(s, variables, k), state, zeros)
+    cotangent_write, cotangent_k = vjp_write(cotangent)
+    k, (cotangent_point, from_evaluate), cotangent_parameters = batch.pull_back(
+        evaluate, where, parameters, cotangent_k
     )
+    state = line.unwrite(state, k, substep)
+    cotangent_substep = None
+    if with_substep:
+        _, vjp_write = jax.vjp(lambda v: write(state, v, k), variables)
+        (from_write,) = vjp_write(cotangent)
+        cotangent_substep = (from_write**ω + from_evaluate**ω).ω
+    (cotangent_read,) = vjp_read(cotangent_point)
+    cotangent = (cotangent_write**ω + cotangent_read**ω).ω
+    return state, cotangent, cotangent_parameters, cotangent_substep
