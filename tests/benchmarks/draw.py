@@ -8,6 +8,7 @@ against time, and time and memory against the number of steps where there are se
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -114,8 +115,15 @@ def _draw_lines(axes, rows, x, y, factor=1):
         if line:
             ys = [row[y] * factor for row in line]
             axes.plot([row[x] for row in line], ys, **_line(line[0]))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    # Whole decades, so that small differences look small.
+    decades = lambda low, high: (
+        10 ** math.floor(math.log10(low)) / 1.5,
+        10 ** math.ceil(math.log10(high)) * 1.5,
+    )
+    axes.set(xscale="log", yscale="log")
+    if axes.lines:
+        axes.set_xlim(decades(*axes.dataLim.intervalx))
+        axes.set_ylim(decades(*axes.dataLim.intervaly))
     axes.grid(color="0.9")
 
 
