@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import diffrax
+import equinox as eqx
 import jax
 
 from . import ReversibleAdjoint
@@ -40,8 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m diffrax_reversible",
         description="Train a neural ODE on the Hudson Bay lynx and hare pelts with "
-        "`ReversibleALF4` and `ReversibleAdjoint`, compare its gradients with those "
-        "of `diffrax.RecursiveCheckpointAdjoint`, and save a picture.",
+        "`ReversibleALF4` and `ReversibleAdjoint`, compare its gradients, and "
+        "one of a long solve, with those of `diffrax.RecursiveCheckpointAdjoint`, and "
+        "save a picture.",
     )
     parser.add_argument(
         "--steps",
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        from ._examples import comparison, data, picture, training
+        from ._examples import comparison, data, long_solve, picture, training
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("matplotlib", "optax", "tqdm"):
@@ -101,16 +103,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print()
 
         nodes, _ = model.accepted_steps(pelts.ts[-1])
-        measurements = comparison.measure(
-            model,
-            pelts,
-            [ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint()],
-        )
-        print(
-            f"One gradient of the loss ({len(nodes) - 1} accepted steps, float64, "
-            f"{jax.devices()[0].device_kind}):"
-        )
+        parameters, static = eqx.partition(model, eqx.is_inexact_array)
+        adjoints = [ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint()]
+        device = jax.devices()[0].device_kind
+
+        def pelts_loss(parameters, adjoint):
+            return training.loss(eqx.combine(parameters, static), pelts, adjoint)
+
+        measurements = comparison.measure(pelts_loss, parameters, adjoints)
+        steps = len(nodes) - 1
+        print(f"One gradient of the loss ({steps} accepted steps, float64, {device}):")
         print(comparison.table(measurements, reference=measurements[-1]))
+        print()
+
+        measurements = comparison.measure(
+            long_solve.loss, long_solve.weights(), adjoints, runs=7
+        )
+        network = "-".join(map(str, long_solve.sizes))
+        steps = f"{long_solve.num_steps:,} steps with a network {network}"
+        print(f"One gradient of a long solve ({steps}, float64, {device}):")
+        print(comparison.table(measurements, reference=measurements[-1]))
+        print("More such figures, and how to reproduce them: README, Benchmarks.")
         print()
 
         path = options.output / "lynx_hare.png"

@@ -1,4 +1,4 @@
-"""Gradients of the main job, with one adjoint against another."""
+"""A gradient with one adjoint against that with another."""
 
 import statistics
 import time
@@ -6,14 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
-
-from .data import Pelts
-from .training import loss, NeuralODE
+from jaxtyping import Array, Float, PyTree, Scalar
 
 
 class Measurement(NamedTuple):
@@ -31,22 +27,19 @@ class Measurement(NamedTuple):
 
 
 def measure(
-    model: NeuralODE,
-    pelts: Pelts,
+    loss: Callable[[PyTree, diffrax.AbstractAdjoint], Scalar],
+    parameters: PyTree[Array],
     adjoints: Sequence[diffrax.AbstractAdjoint],
     *,
     runs: int = 21,
 ) -> list[Measurement]:
-    """Measure the gradient of the loss with each of the adjoints.
+    """Measure the gradient of `loss(parameters, adjoint)` with each of the adjoints.
 
     The runs are taken in turn, so that a disturbance meets all adjoints alike.
     """
-    parameters, static = eqx.partition(model, eqx.is_inexact_array)
 
     def compile_gradient(adjoint: diffrax.AbstractAdjoint) -> Callable:
-        def value(parameters):
-            return loss(eqx.combine(parameters, static), pelts, adjoint)
-
+        value = lambda parameters: loss(parameters, adjoint)
         return jax.jit(jax.grad(value)).lower(parameters).compile()
 
     compiled = [compile_gradient(adjoint) for adjoint in adjoints]

@@ -194,24 +194,6 @@ def test_memory_of_vmapped_gradient():
     assert vmapped < reference / 10
 
 
-@pytest.mark.benchmark
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
-def test_time_of_vmapped_gradient(dtype):
-    args = (jr.normal(jr.PRNGKey(1), (256, 64)), mlp(_batch_sizes))
-    args = jtu.tree_map(lambda x: x.astype(dtype), args)
-    compiled = [
-        ft.partial(jax.jit(_batch_gradient(adjoint, vmapped, 100)), *args)
-        for adjoint, vmapped in ((_ours, True), (_ours, False), (_reference, True))
-    ]
-    vmapped, batched, reference = fastest(*compiled)
-    print(
-        f"Time, 256 solves: vmapped {vmapped:.2f} s, batched {batched:.2f} s, "
-        f"RecursiveCheckpointAdjoint vmapped {reference:.2f} s"
-    )
-    assert vmapped < 1.5 * batched
-    assert vmapped < reference
-
-
 #
 # The record
 #
