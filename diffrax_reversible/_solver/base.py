@@ -7,7 +7,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import AbstractAdaptiveSolver, AbstractTerm, RESULTS
@@ -15,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from .._compat import depends, prevbefore, ω
 from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScalarLike, Y
+from .repeat import repeat
 from .side_step import NotKept
 from .update import AbstractUpdate, apply, Line, pull_back, State, Substep, undo
 
@@ -26,15 +26,6 @@ class JumpSubstep(eqx.Module):
     t_before: Array
     t_after: Array
     made_jump: Array
-
-
-def _repeat(body: Callable, carry, substeps: Substep, reverse: bool = False):
-    """`body(carry, substep) -> carry, y` over the substeps, compiled once. Returns the
-    last carry, and every `y` along a leading axis."""
-    if len(jtu.tree_leaves(substeps)[0]) == 1:
-        carry, y = body(carry, jtu.tree_map(lambda x: x[0], substeps))
-        return carry, jtu.tree_map(lambda x: x[None], y)
-    return lax.scan(body, carry, substeps, reverse=reverse)
 
 
 class AbstractReversibleSolver(AbstractAdaptiveSolver):
@@ -272,7 +263,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
                         ).ω
                 return (state, cotangent, cotangent_parameters), cotangent_substep
 
-            carry, found = _repeat(backward, carry, substeps, reverse=True)
+            carry, found = repeat(backward, carry, substeps, reverse=True)
             cotangent_substeps.insert(0, found)
         state, cotangent, cotangent_parameters = carry
         if with_control:
@@ -300,7 +291,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
                     state = apply(line, terms, args, state, substep)
                 return state, None
 
-            state, _ = _repeat(forward, state, substeps)
+            state, _ = repeat(forward, state, substeps)
         return state
 
     def _undo(self, terms, t0, t1, state1, args, made_jump):
@@ -314,7 +305,7 @@ class AbstractReversibleSolver(AbstractAdaptiveSolver):
                     state = undo(line, terms, args, state, substep)
                 return state, None
 
-            state, _ = _repeat(backward, state, substeps, reverse=True)
+            state, _ = repeat(backward, state, substeps, reverse=True)
         # Undone from zero, the sums have the opposite sign.
         return state, State(state1.y, state1.solver_state, (-(state.sums**ω)).ω)
 

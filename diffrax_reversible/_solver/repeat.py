@@ -1,0 +1,72 @@
+"""The same updates again and again, with other coefficients."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.core
+import jax.lax as lax
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+
+# About what one turn of a loop costs, in operations on numbers.
+_much_work = 10_000
+_most_copies = 7
+
+
+def _inner(eqn) -> Iterator[Any]:
+    """The jaxprs in the parameters of an equation."""
+    for x in jtu.tree_leaves(list(eqn.params.values())):
+        if hasattr(x, "eqns"):
+            yield x
+        elif hasattr(x, "jaxpr"):
+            yield x.jaxpr
+
+
+def _work(jaxpr) -> float:
+    """A rough count of the operations on numbers. Turns of a loop are not known."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = list(map(_work, _inner(eqn)))
+        if len(inner) > 0:
+            total += sum(inner)
+            continue
+        each = 1
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            each = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        total += each * sum(getattr(x.aval, "size", 1) for x in eqn.outvars)
+    return total
+
+
+def repeat(
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    substeps: PyTree,
+    reverse: bool = False,
+) -> tuple[PyTree, PyTree]:
+    """`body(carry, substep) -> carry, y` over the substeps, traced once. Returns the
+    last carry, and every `y` along a leading axis.
+
+    A loop costs small vector fields more than they do themselves, so that several turns
+    of it become one; copies of large ones would take more memory, and long to compile.
+    """
+    number = len(jtu.tree_leaves(substeps)[0])
+    first = jtu.tree_map(lambda x: x[0], substeps)
+    if number == 1:
+        carry, y = body(carry, first)
+        return carry, jtu.tree_map(lambda x: x[None], y)
+    jaxpr, shapes = jax.make_jaxpr(body, return_shape=True)(carry, first)
+    structure = jtu.tree_structure(shapes)
+
+    def turn(carry, substep):
+        leaves = jtu.tree_leaves((carry, substep))
+        outputs = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *leaves)
+        return jtu.tree_unflatten(structure, outputs)
+
+    unroll = 1
+    if _work(jaxpr.jaxpr) < _much_work:
+        unroll = max(n for n in range(1, _most_copies + 1) if number % n == 0)
+    return lax.scan(turn, carry, substeps, reverse=reverse, unroll=unroll)
