@@ -52,6 +52,7 @@ class _Static:
         self.parameters_tree = jtu.tree_structure(inputs.parameters)
 
         jaxpr, shapes = jax.make_jaxpr(sweep.evaluate, return_shape=True)(inputs)
+        self.jaxpr = jaxpr.jaxpr
         self.outputs_tree = jtu.tree_structure(shapes)
         self.outputs_avals = jaxpr.out_avals
         self.outputs_float = [_is_float(a) for a in jaxpr.out_avals]

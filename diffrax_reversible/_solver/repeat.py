@@ -25,20 +25,26 @@ def _inner(eqn) -> Iterator[Any]:
             yield x.jaxpr
 
 
-def _work(jaxpr) -> float:
-    """A rough count of the operations on numbers. Turns of a loop are not known."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        inner = list(map(_work, _inner(eqn)))
-        if len(inner) > 0:
-            total += sum(inner)
-            continue
-        each = 1
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            each = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-        total += each * sum(getattr(x.aval, "size", 1) for x in eqn.outvars)
-    return total
+def _work(jaxpr) -> int | float:
+    """A rough count of the operations on numbers. Infinite if not known beforehand."""
+    return sum(map(_work_of_equation, jaxpr.eqns))
+
+
+def _work_of_equation(eqn) -> int | float:
+    name = eqn.primitive.name
+    if name == "while":
+        return math.inf
+    inner = list(map(_work, _inner(eqn)))
+    if len(inner) > 0:
+        return eqn.params.get("length", 1) * sum(inner)
+    each = 1
+    if name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        each = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+    elif name == "conv_general_dilated":
+        _, *rest = eqn.params["dimension_numbers"].rhs_spec
+        each = math.prod(eqn.invars[1].aval.shape[i] for i in rest)
+    return each * sum(getattr(x.aval, "size", 1) for x in eqn.outvars)
 
 
 def repeat(
