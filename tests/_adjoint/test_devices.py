@@ -23,7 +23,8 @@ from ..measure import collectives, mlp
 
 
 _mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-_batch, _width, _hidden = 16, 8, 64
+# With so many hidden units the stages of a step are a loop.
+_batch, _width, _hidden = 16, 8, 1024
 
 _methods = (
     pytest.param(ReversibleALF4(), ReversibleAdjoint(), id="reversible"),
