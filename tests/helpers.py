@@ -293,6 +293,13 @@ def _param(params, marks=()):
     return pytest.param(*values, id="-".join(p.id for p in params), marks=marks)
 
 
+def quick(axis, *ids):
+    """The parameters with all but these marked as slow."""
+    slow = (pytest.mark.slow,)
+    marks = lambda p: p.marks if p.id in ids else slow
+    return tuple(pytest.param(*p.values, id=p.id, marks=marks(p)) for p in axis)
+
+
 def product(*axes):
     return [_param(params) for params in it.product(*axes)]
 
@@ -314,19 +321,13 @@ def _pairwise_indices(*sizes):
     return chosen
 
 
-def pairwise(*axes):
-    """So few combinations of the `pytest.param`s that every pair still occurs."""
-    chosen = _pairwise_indices(*map(len, axes))
-    return [_param([a[i] for a, i in zip(axes, indices)]) for indices in chosen]
-
-
 def pairwise_or_product(*axes):
     """Pairwise by default, and what is left of the product when slow tests are run: also
     with everything that is marked as slow by itself."""
-    quick = [[i for i, p in enumerate(axis) if len(p.marks) == 0] for axis in axes]
+    unmarked = [[i for i, p in enumerate(axis) if len(p.marks) == 0] for axis in axes]
     chosen = {
-        tuple(axis[i] for axis, i in zip(quick, indices))
-        for indices in _pairwise_indices(*map(len, quick))
+        tuple(axis[i] for axis, i in zip(unmarked, indices))
+        for indices in _pairwise_indices(*map(len, unmarked))
     }
     return [
         _param(

@@ -84,7 +84,9 @@ def hoist_terms(
         recorders.append(_Recorder(fn, []))
         return recorders[-1]
 
-    eqx.filter_eval_shape(step, map_terms(record, terms))
+    recording = map_terms(record, terms)
+    # Not as an argument: what vector fields hold must not be traced.
+    eqx.filter_eval_shape(lambda: step(recording))
     each = iter(recorders)
 
     def converted(fn):

@@ -159,7 +159,12 @@ def test_explicit_axes_refused():
 
 _all_methods = (
     *_methods,
-    pytest.param(diffrax.Bosh3(), InterpolatedAdjoint(8, rtol=0.1), id="interpolated"),
+    pytest.param(
+        diffrax.Bosh3(),
+        InterpolatedAdjoint(8, rtol=0.1),
+        id="interpolated",
+        marks=pytest.mark.slow,
+    ),
 )
 
 

@@ -15,14 +15,14 @@ from diffrax_reversible import (
     ReversibleALF4,
 )
 
-from ..helpers import adjoint_of, jit, pairwise, tree_difference
+from ..helpers import adjoint_of, jit, pairwise_or_product, tree_difference
 
 
 _JUMPS = jnp.array([0.45, 0.9, 1.3])
 _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
-    pytest.param(ReversibleALF4(damping=0.5), id="damped"),
-    pytest.param(ALF(), id="MALI"),
+    pytest.param(ReversibleALF4(damping=0.5), id="damped", marks=pytest.mark.slow),
+    pytest.param(ALF(), id="MALI", marks=pytest.mark.slow),
     pytest.param(Reversible(diffrax.Tsit5()), id="coupled"),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
@@ -58,7 +58,7 @@ _Y0 = jnp.array([1.0, 0.5])
 
 @pytest.mark.parametrize(
     "solver, interval",
-    pairwise(
+    pairwise_or_product(
         _SOLVERS,
         (
             pytest.param((0.0, 1.7), id="forward"),

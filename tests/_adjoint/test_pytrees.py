@@ -17,6 +17,7 @@ from ..helpers import (
     loss,
     parameters,
     pid,
+    quick,
     save_everything,
     SOLVERS,
     tree_difference,
@@ -132,7 +133,7 @@ def test_state(y0):
     assert leaf_differences(found, true) < 1e-10
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", quick(SOLVERS, "ALF2", "ALF4 damped"))
 def test_terms_with_controls(solver):
     """The increments of a control, and what it depends on."""
     p = {
@@ -159,8 +160,15 @@ def test_terms_with_controls(solver):
     assert leaf_differences(found, true) < 1e-10
 
 
-@pytest.mark.parametrize("adaptive", (False, True))
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+@pytest.mark.parametrize(
+    "dtype, adaptive",
+    (
+        (jnp.float32, True),
+        (jnp.float64, False),
+        pytest.param(jnp.float32, False, marks=pytest.mark.slow),
+        pytest.param(jnp.float64, True, marks=pytest.mark.slow),
+    ),
+)
 def test_dtype(dtype, adaptive):
     """State, solver state and gradient are of the dtype of the state and the times."""
     p = parameters(dtype=dtype)

@@ -18,6 +18,7 @@ from ..helpers import (
     loss,
     parameters,
     pid,
+    quick,
     save_end,
     save_everything,
     save_times,
@@ -206,7 +207,9 @@ def test_users_record_is_left():
     assert leaf_differences(*_as_floats(found_state, true_state)) < 1e-14
 
 
-@pytest.mark.parametrize("stepping, interval", _steppings_and_intervals[1:])
+@pytest.mark.parametrize(
+    "stepping, interval", quick(_steppings_and_intervals[1:], "PID-forward")
+)
 def test_continued_solve(stepping, interval):
     """`solver_state` and `controller_state` passed on, differentiated through both."""
     t0, t2 = interval

@@ -80,7 +80,7 @@ def _times(p, *method):
 
 _CASES = (
     pytest.param(_event, id="event"),
-    pytest.param(_jump, id="jump"),
+    pytest.param(_jump, id="jump", marks=pytest.mark.slow),
     pytest.param(_times, id="times"),
 )
 

@@ -25,6 +25,7 @@ from ..helpers import (
     pairwise_or_product,
     parameters,
     pid,
+    quick,
     save_everything,
     save_times,
     SAVES,
@@ -35,7 +36,7 @@ from ..helpers import (
 
 _slow = pytest.mark.slow
 _SOLVERS = (
-    pytest.param(diffrax.Heun(), id="Heun"),
+    pytest.param(diffrax.Heun(), id="Heun", marks=_slow),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
     pytest.param(diffrax.Bosh3(), id="Bosh3", marks=_slow),
     pytest.param(diffrax.Dopri8(), id="Dopri8", marks=_slow),
@@ -43,16 +44,8 @@ _SOLVERS = (
     pytest.param(diffrax.Ralston(), id="Ralston", marks=_slow),
 )
 # Those that are walked back in the same way are for the slow tests.
-_CONTROLLERS = tuple(
-    pytest.param(*p.values, id=p.id, marks=() if p.id in ("constant", "PID") else _slow)
-    for p in CONTROLLERS
-)
-_SAVES = tuple(
-    pytest.param(
-        *p.values, id=p.id, marks=() if p.id in ("end", "everything") else _slow
-    )
-    for p in SAVES
-)
+_CONTROLLERS = quick(CONTROLLERS, "constant", "PID")
+_SAVES = quick(SAVES, "end", "everything")
 
 
 _ADJOINTS = (
@@ -143,6 +136,7 @@ def test_batches(ours):
     assert leaf_differences(*both(y0, args, closed_over, shared)) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ours", _ADJOINTS[2:3])
 def test_second_derivatives(ours):
     p = parameters()

@@ -24,7 +24,7 @@ _SOLVERS = (
         id="hermite",
         marks=pytest.mark.slow,
     ),
-    pytest.param(Reversible(diffrax.Tsit5()), id="coupled"),
+    pytest.param(Reversible(diffrax.Tsit5()), id="coupled", marks=pytest.mark.slow),
     pytest.param(diffrax.ReversibleHeun(), id="Heun", marks=pytest.mark.slow),
     pytest.param(diffrax.LeapfrogMidpoint(), id="leapfrog", marks=pytest.mark.slow),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),

@@ -19,6 +19,7 @@ from ..helpers import (
     normal_like,
     parameters,
     pid,
+    quick,
     save_dense,
     save_everything,
     save_times,
@@ -183,7 +184,7 @@ def test_vmap_of_what_is_not_batched(table):
 #
 
 
-@pytest.mark.parametrize("stepping", CONTROLLERS)
+@pytest.mark.parametrize("stepping", quick(CONTROLLERS, "constant", "PID"))
 def test_batched_intervals(stepping):
     """`t0`, `t1`, `dt0` and `SaveAt(ts=...)` differ from element to element, and so do
     the directions."""

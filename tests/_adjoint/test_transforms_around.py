@@ -226,6 +226,7 @@ def test_keys_of_each():
     assert tree_difference(found, (ys, jnp.sum(weights, 0))) < 1e-12
 
 
+@pytest.mark.slow
 def test_solve_inside_of_a_vector_field():
     """The axes of one rule are not taken for those of the other."""
 

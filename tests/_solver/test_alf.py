@@ -235,7 +235,9 @@ def test_thousand_steps_and_back(solver, equal):
     assert difference < 1e-10
 
 
-@pytest.mark.parametrize("stepping", (step_to, pid))
+@pytest.mark.parametrize(
+    "stepping", (step_to, pytest.param(pid, marks=pytest.mark.slow))
+)
 def test_other_adjoints(stepping):
     """The solvers are ordinary solvers to any other adjoint method."""
 

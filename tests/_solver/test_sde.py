@@ -96,7 +96,7 @@ def _loss(p, solver, control_term, adjoint, t=(0.0, 1.0)):
         pytest.param(ReversibleALF2(), _interpolated, marks=pytest.mark.slow),
         (diffrax.ReversibleHeun(), _diagonal),
         pytest.param(diffrax.ReversibleHeun(), _callable, marks=pytest.mark.slow),
-        (Reversible(diffrax.Heun()), _general),
+        pytest.param(Reversible(diffrax.Heun()), _general, marks=pytest.mark.slow),
         (Reversible(diffrax.Tsit5()), _interpolated),
         (diffrax.LeapfrogMidpoint(), _callable),
     ],

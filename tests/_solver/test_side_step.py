@@ -46,12 +46,18 @@ def test_as_accurate_as_the_nodes(solver, problem, number):
     (
         (ReversibleALF4(interpolation="side_step"), pid, (0.3, 1.9)),
         (ReversibleALF4(interpolation="side_step", damping=0.5), clip, (1.4, -0.3)),
-        (
+        pytest.param(
             ReversibleALF4(interpolation="side_step", grid=2.0**-44),
             constant,
             (0.3, 1.9),
+            marks=pytest.mark.slow,
         ),
-        (ReversibleYoshida4(interpolation="side_step"), constant, (1.4, -0.3)),
+        pytest.param(
+            ReversibleYoshida4(interpolation="side_step"),
+            constant,
+            (1.4, -0.3),
+            marks=pytest.mark.slow,
+        ),
     ),
 )
 def test_gradient(solver, stepping, interval):
