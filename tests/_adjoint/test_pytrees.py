@@ -8,7 +8,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 import pytest
 
-from diffrax_reversible import ReversibleAdjoint, ReversibleALF4
+from diffrax_reversible import ReversibleAdjoint, ReversibleALF2, ReversibleALF4
 
 from ..helpers import (
     constant,
@@ -228,7 +228,7 @@ def test_unperturbed_parameters(stepping):
         def f(perturbed):
             q = p | perturbed
             interval = (0.3, 1.9)
-            return loss(q, ReversibleALF4(), stepping, save_everything, interval, _ours)
+            return loss(q, ReversibleALF2(), stepping, save_everything, interval, _ours)
 
         only = {key: jax.grad(f)({key: p[key]})[key] for key in ("closed_over", "fn")}
         some = jax.grad(f)({key: p[key] for key in ("y0", "args")})

@@ -25,7 +25,9 @@ _METHODS = (
         id="coupled",
         marks=pytest.mark.slow,
     ),
-    pytest.param(diffrax.Bosh3(), SymplecticAdjoint(), id="Bosh3"),
+    pytest.param(
+        diffrax.Bosh3(), SymplecticAdjoint(), id="Bosh3", marks=pytest.mark.slow
+    ),
 )
 
 

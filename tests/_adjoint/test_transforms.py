@@ -321,6 +321,7 @@ def test_jvp():
     assert leaf_differences(found, true) < 1e-10
 
 
+@pytest.mark.slow
 def test_jacfwd():
     def ends(p, adjoint):
         solution = solve(p, ReversibleALF4(), pid, save_dense, (0.3, 1.9), adjoint)

@@ -15,7 +15,7 @@ from diffrax_reversible import (
     ReversibleALF4,
 )
 
-from ..helpers import jit, leaf_differences
+from ..helpers import jit, leaf_differences, quick
 
 
 _solvers = (
@@ -191,7 +191,7 @@ def test_strong_order(diffusion, order):
         assert abs(found - order) < 0.15
 
 
-@pytest.mark.parametrize("solver", _solvers)
+@pytest.mark.parametrize("solver", quick(_solvers, "ReversibleHeun"))
 def test_memory_of_latent_sde(solver):
     """Networks for drift and diffusion, 1,000 steps."""
     f, g = (
