@@ -44,7 +44,7 @@ SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(ReversibleALF6(), id="ALF6", marks=_slow),
     pytest.param(ALF(), id="MALI"),
-    pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
+    pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped", marks=_slow),
     pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled", marks=_slow),
     pytest.param(ReversibleYoshida4(), id="Yoshida4", marks=_slow),
     pytest.param(ReversibleYoshida6(), id="Yoshida6", marks=_slow),

@@ -16,7 +16,7 @@ _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(Reversible(diffrax.Tsit5()), id="coupled", marks=_slow),
     pytest.param(diffrax.ReversibleHeun(), id="Heun", marks=_slow),
-    pytest.param(diffrax.Tsit5(), id="Tsit5"),
+    pytest.param(diffrax.Tsit5(), id="Tsit5", marks=_slow),
 )
 # Of the state, of what the vector field computes in, and of what it returns; and how
 # different gradients may be.

@@ -70,7 +70,7 @@ _ROOT_FINDERS = (
 )
 _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
-    pytest.param(Reversible(diffrax.Bosh3()), id="coupled"),
+    pytest.param(Reversible(diffrax.Bosh3()), id="coupled", marks=pytest.mark.slow),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
     pytest.param(ReversibleALF2(), id="ALF2", marks=pytest.mark.slow),
     pytest.param(ReversibleALF6(), id="ALF6", marks=pytest.mark.slow),

@@ -298,6 +298,7 @@ def test_vmap(adjoint):
     assert leaf_differences(outside, total) < 1e-10
 
 
+@pytest.mark.slow
 def test_memory_of_vmapped_gradient():
     """Nearly that of a batched state: one cotangent of the weights for each element
     would be 20 times as much."""

@@ -225,6 +225,7 @@ def test_float32():
     assert max(_differences(p, InterpolatedAdjoint(12), **options)) < 1e-4
 
 
+@pytest.mark.slow
 def test_complex():
     p = jtu.tree_map(lambda x: x + 0.3j * x[::-1], _parameters())
     term = diffrax.ODETerm(lambda t, y, w: 1j * w @ y + 0.3 * jnp.conj(y) * y - 0.1 * t)

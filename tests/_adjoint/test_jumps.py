@@ -23,7 +23,7 @@ _SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(ReversibleALF4(damping=0.5), id="damped", marks=pytest.mark.slow),
     pytest.param(ALF(), id="MALI", marks=pytest.mark.slow),
-    pytest.param(Reversible(diffrax.Tsit5()), id="coupled"),
+    pytest.param(Reversible(diffrax.Tsit5()), id="coupled", marks=pytest.mark.slow),
     pytest.param(diffrax.Tsit5(), id="Tsit5"),
 )
 

@@ -354,6 +354,7 @@ def test_hessian():
     assert tree_difference(hessian @ direction, true) < 1e-8
 
 
+@pytest.mark.slow
 def test_hessian_of_batch():
     p = _first(_batched_parameters())
 

@@ -77,7 +77,11 @@ def test_every_bit_is_recovered(solver, dtype):
 
 
 @pytest.mark.parametrize(
-    "dtype, grid", ((jnp.float32, 2.0**-18), (jnp.float64, 2.0**-40))
+    "dtype, grid",
+    (
+        (jnp.float32, 2.0**-18),
+        pytest.param(jnp.float64, 2.0**-40, marks=pytest.mark.slow),
+    ),
 )
 def test_gradient_of_the_rounded_path(dtype, grid):
     term, mlp = _field(dtype)
