@@ -90,6 +90,8 @@ class InterpolatedAdjoint(AbstractAdjoint):
         stochastic and controlled differential equations, solvers of several terms for
         several parts of the state, and for derivatives with respect to anything else
         than the above.
+    - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
+        `diffeqsolve(..., throw=False)`.
     - `ValueError` if steps that are given (`diffrax.StepTo`, `ReplayedSteps`) would be
         used for the adjoint equation, and for `landing=True` with steps that are not
         adaptive.

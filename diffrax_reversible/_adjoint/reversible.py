@@ -65,6 +65,8 @@ class ReversibleAdjoint(AbstractSweepAdjoint):
     - `NotImplementedError` for derivatives with respect to parameters of the step-size
         controller, and for jumps that a controller other than
         [`diffrax.ClipStepSizeController`][] steps over.
+    - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
+        `diffeqsolve(..., throw=False)`.
     - `RuntimeError`, when it is run, if the reversal has lost the solution (see
         `on_inaccurate`).
 

@@ -82,6 +82,8 @@ class SymplecticAdjoint(AbstractSweepAdjoint):
     - `NotImplementedError` for derivatives with respect to parameters of the step-size
         controller, and for jumps that a controller other than
         [`diffrax.ClipStepSizeController`][] steps over.
+    - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
+        `diffeqsolve(..., throw=False)`.
     - `RuntimeError`, when a gradient is run, if more than `capacity` steps are
         accepted.
 

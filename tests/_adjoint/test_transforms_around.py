@@ -226,58 +226,46 @@ def test_keys_of_each():
     assert tree_difference(found, (ys, jnp.sum(weights, 0))) < 1e-12
 
 
+def _sum_of_outer(field, ys, weights, adjoint):
+    def outer(y):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            ReversibleALF2(),
+            0.0,
+            0.5,
+            0.25,
+            y,
+            weights,
+            adjoint=adjoint,
+            max_steps=4,
+        ).ys
+
+    return jnp.sum(jax.vmap(outer)(ys))
+
+
 @pytest.mark.slow
-def test_solve_inside_of_a_vector_field():
+def test_gradient_inside_of_a_vector_field():
     """The axes of one rule are not taken for those of the other."""
 
-    def total(ys, weights, adjoint):
-        def inner(t, y, weights):
-            # Differentiates its own solve, too.
-            return jnp.tanh(jax.grad(_loss)(y, weights, _ours) + y)
-
-        def outer(y):
-            return diffrax.diffeqsolve(
-                diffrax.ODETerm(inner),
-                ReversibleALF2(),
-                0.0,
-                0.5,
-                0.25,
-                y,
-                weights,
-                adjoint=adjoint,
-                max_steps=4,
-            ).ys
-
-        return jnp.sum(jax.vmap(outer)(ys))
-
     def find(adjoint):
+        def field(t, y, weights):
+            return jnp.tanh(jax.grad(_loss)(y, weights, adjoint) + y)
+
+        total = lambda *x: _sum_of_outer(field, *x, adjoint)
         point = (_ys, _weights)
-        return jit(lambda: jax.jvp(lambda *x: total(*x, adjoint), point, point))()
+        return jit(lambda: jax.jvp(total, point, point))()
 
     assert tree_difference(find(_ours), find(_reference)) < 1e-12
 
 
-def test_reverse_mode_of_a_solve_inside_of_a_vector_field():
-    def total(ys, weights, adjoint):
+def test_solve_inside_of_a_vector_field():
+    def find(adjoint):
         def field(t, y, weights):
             return jnp.tanh(_loss(y, weights, adjoint) + weights @ y)
 
-        def outer(y):
-            return diffrax.diffeqsolve(
-                diffrax.ODETerm(field),
-                ReversibleALF2(),
-                0.0,
-                0.5,
-                0.25,
-                y,
-                weights,
-                adjoint=adjoint,
-                max_steps=4,
-            ).ys
+        total = lambda *x: _sum_of_outer(field, *x, adjoint)
+        return jit(_grad(total))(_ys, _weights)
 
-        return jnp.sum(jax.vmap(outer)(ys))
-
-    find = lambda adjoint: jit(_grad(lambda *x: total(*x, adjoint)))(_ys, _weights)
     assert tree_difference(find(_ours), find(_reference)) < 1e-12
 
 

@@ -16,38 +16,26 @@ from ..measure import Counter, medians
 from .problems import arrays
 
 
+def _solve(problem, solver, num_steps, y0, params, **kwargs):
+    # Times of a wider dtype would widen the state.
+    t0, t1, dt0 = jnp.array([0.0, problem.t1, problem.t1 / num_steps], y0.dtype)
+    term = diffrax.ODETerm(problem.field)
+    return diffrax.diffeqsolve(term, solver, t0, t1, dt0, y0, params, **kwargs)
+
+
 def solve(problem, solver, adjoint, steps, y0, params):
     """Constant steps; `y0` may hold a batch in one state."""
-    # Times of a wider dtype would widen the state.
-    t0, t1, dt0 = jnp.array([0.0, problem.t1, problem.t1 / steps], y0.dtype)
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(problem.field),
-        solver,
-        t0,
-        t1,
-        dt0,
-        y0,
-        params,
-        # Rounding may leave a last step of next to nothing.
-        max_steps=steps + 1,
-        adjoint=adjoint,
-    )
+    # Rounding may leave a last step of next to nothing.
+    options = dict(adjoint=adjoint, max_steps=steps + 1)
+    return _solve(problem, solver, steps, y0, params, **options)
 
 
 def solve_adaptively(problem, solver, adjoint, max_steps, y0, params):
     """Under `jax.vmap`, with steps of each element's own."""
-    t0, t1, dt0 = jnp.array([0.0, problem.t1, problem.t1 / 20], y0.dtype)
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(problem.field),
-        solver,
-        t0,
-        t1,
-        dt0,
-        y0,
-        params,
-        stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5),
-        max_steps=max_steps,
-        adjoint=adjoint,
+    controller = diffrax.PIDController(rtol=1e-5, atol=1e-5)
+    options = dict(adjoint=adjoint, max_steps=max_steps)
+    return _solve(
+        problem, solver, 20, y0, params, stepsize_controller=controller, **options
     )
 
 
