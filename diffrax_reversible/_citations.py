@@ -2,20 +2,21 @@
 
 import diffrax
 
-from ._adjoint import InterpolatedAdjoint, ReversibleAdjoint, SymplecticAdjoint
-from ._solver import (
-    AbstractALFComposition,
-    ALF,
-    EES25,
-    EES27,
-    Reversible,
+from ._adjoint.interpolated.adjoint import InterpolatedAdjoint
+from ._adjoint.reversible.adjoint import ReversibleAdjoint
+from ._adjoint.symplectic.adjoint import SymplecticAdjoint
+from ._solver.alf.base import AbstractALFComposition
+from ._solver.alf.mali import ALF
+from ._solver.alf.named import (
     ReversibleALF6,
     ReversibleALF8,
     ReversibleYoshida4,
     ReversibleYoshida6,
     ReversibleYoshida8,
-    SymplecticComposition,
 )
+from ._solver.runge_kutta.coupling import Reversible
+from ._solver.runge_kutta.ees import EES25, EES27
+from ._solver.symplectic.composition import SymplecticComposition
 
 
 _maslovskaya2024 = r"""

@@ -27,7 +27,7 @@ from diffrax_reversible import (
     ReversibleYoshida6,
     SymplecticAdjoint,
 )
-from diffrax_reversible._solver.coefficients_low import BLANES_MOAN4
+from diffrax_reversible._solver.alf.coefficients_low import BLANES_MOAN4
 
 
 # A list with an error estimate, as a user might pass it.

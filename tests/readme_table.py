@@ -21,7 +21,7 @@ from diffrax_reversible import (
     ReversibleYoshida6,
     ReversibleYoshida8,
 )
-from diffrax_reversible._solver.update import AbstractUpdate
+from diffrax_reversible._solver.updates.update import AbstractUpdate
 
 
 README = Path(__file__).parents[1] / "README.md"

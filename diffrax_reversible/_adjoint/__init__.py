@@ -1,3 +1,3 @@
-from .interpolated import InterpolatedAdjoint as InterpolatedAdjoint
-from .reversible import ReversibleAdjoint as ReversibleAdjoint
-from .symplectic import SymplecticAdjoint as SymplecticAdjoint
+from .interpolated.adjoint import InterpolatedAdjoint as InterpolatedAdjoint
+from .reversible.adjoint import ReversibleAdjoint as ReversibleAdjoint
+from .symplectic.adjoint import SymplecticAdjoint as SymplecticAdjoint

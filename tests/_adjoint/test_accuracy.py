@@ -8,7 +8,7 @@ import jax.random as jr
 import pytest
 
 from diffrax_reversible import ReversibleAdjoint, ReversibleALF4
-from diffrax_reversible._adjoint.checkpoints import Checkpoints
+from diffrax_reversible._adjoint.discrete.checkpoints import Checkpoints
 
 from ..helpers import jit, tree_difference
 

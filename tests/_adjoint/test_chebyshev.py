@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrax_reversible._adjoint.chebyshev import (
+from diffrax_reversible._adjoint.interpolated.chebyshev import (
     chebyshev_points,
     combine,
     gauss_legendre,
     lagrange,
 )
-from diffrax_reversible._adjoint.resolution import resolve, sizes
+from diffrax_reversible._adjoint.interpolated.resolution import resolve, sizes
 
 
 def _interpolate(f, n, x):

@@ -10,7 +10,7 @@ import jax.random as jr
 import pytest
 
 from diffrax_reversible import SymplecticAdjoint
-from diffrax_reversible._adjoint.symplectic_sweep import largest_stride
+from diffrax_reversible._adjoint.symplectic.sweep import largest_stride
 
 from ..helpers import constant, Stepping
 from ..measure import Counter, fastest, mlp, temp_memory

@@ -9,8 +9,8 @@ from diffrax_reversible import (
     ReversibleALF6,
     ReversibleYoshida8,
 )
-from diffrax_reversible._solver.coefficients_high import BLANES_MOAN6
-from diffrax_reversible._solver.coefficients_low import ALF4
+from diffrax_reversible._solver.alf.coefficients_high import BLANES_MOAN6
+from diffrax_reversible._solver.alf.coefficients_low import ALF4
 
 
 _half = (0.5, 0.5)

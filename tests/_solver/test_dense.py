@@ -11,7 +11,7 @@ from diffrax_reversible import (
     ReversibleALF6,
     ReversibleALF8,
 )
-from diffrax_reversible._solver.coefficients_low import BLANES_MOAN4
+from diffrax_reversible._solver.alf.coefficients_low import BLANES_MOAN4
 
 from ..problems import (
     KEPLER,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
-from diffrax_reversible._solver.repeat import repeat
+from diffrax_reversible._solver.updates.repeat import repeat
 
 from ..helpers import tree_difference
 

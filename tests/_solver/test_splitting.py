@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from diffrax_reversible import StormerVerlet, SymplecticComposition
-from diffrax_reversible._solver.semi_implicit_euler import SemiImplicitEulerUpdates
+from diffrax_reversible._solver.symplectic.semi_implicit_euler import (
+    SemiImplicitEulerUpdates,
+)
 
 
 def _f(t, p, args):

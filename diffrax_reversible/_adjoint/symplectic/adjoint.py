@@ -1,0 +1,170 @@
+"""Exact gradients of any explicit Runge-Kutta solve, one stage at a time."""
+
+import equinox as eqx
+from diffrax import AbstractERK, ButcherTableau, Euler
+
+from ..._reversal.sde import refuse_unsafe_sde
+from ..discrete.adjoint import AbstractSweepAdjoint
+from .sweep import SymplecticSweep
+
+
+class SymplecticAdjoint(AbstractSweepAdjoint):
+    r"""Exact gradients for any explicit Runge-Kutta solver of diffrax, with the memory of
+    the steps and of *one* evaluation of the vector field: the symplectic adjoint method.
+    Differentiates the numerical solution itself ("discretise-then-optimise") and gives
+    the gradients of [`diffrax.RecursiveCheckpointAdjoint`][] up to rounding.
+
+    The state at the start of every accepted step is remembered. On the way back the
+    stages of the step are computed again, and then pulled back one by one, the last one
+    first, so that there is never more than one evaluation of the vector field whose
+    intermediate values are kept.
+
+    Use it where the state is small and the vector field is a large network, and
+    wherever a reversal would lose the solution: nothing is undone here, so that
+    contraction, however strong and long, does no harm. With any solver of
+    diffrax of this kind it is the adjoint to recommend then. Where the state is large
+    itself, and steps are many, [`diffrax_reversible.ReversibleAdjoint`][] needs no
+    memory for them; or pass `checkpoints`.
+
+    Everything else stays as it was: `SaveAt` in all its forms, constant and adaptive
+    steps, events, jumps of the vector field, derivatives in `t0`, `t1` and
+    `SaveAt(ts=...)`, `t1 < t0`, SDEs driven by a [`diffrax.VirtualBrownianTree`][] (Itô
+    or Stratonovich, as the solver has it), CDEs, `throw=False`.
+
+    **Method.** For the step
+
+    $Y_i = y_0 + \sum_{j<i} a_{ij} k_j, \quad k_i = h f(t_0 + c_i h, Y_i), \quad
+     y_1 = y_0 + \sum_i b_i k_i$
+
+    and the cotangent $\lambda_1$ of $y_1$, the paper solves the adjoint equation with a
+    second Runge-Kutta method, such that the pair is a partitioned symplectic one and so
+    conserves $\lambda^\top \delta$, $\delta$ being any variation of the solution: with
+    $\Lambda_i$ the adjoint at stage $i$ and $l_i = -h\, (\partial f / \partial Y_i)^\top
+    \Lambda_i$,
+
+    $\lambda_1 = \lambda_0 + \sum_i b_i l_i, \quad \Lambda_i = \lambda_0 + \sum_j \left(
+    b_j - \frac{b_j a_{ji}}{b_i} \right) l_j = \lambda_1 - \sum_{j>i} \frac{b_j a_{ji}}
+    {b_i} l_j$
+
+    which is explicit backwards. Where $b_i = 0$ this divides by zero, and the paper
+    replaces $b_i$ by $h$ there. Neither is needed for $g_i = b_i \Lambda_i$,
+    the cotangent of $k_i$: multiplied by $b_i$, the second equation reads
+
+    $g_i = b_i \lambda_1 + \sum_{j>i} a_{ji} m_j, \quad m_j = h \left( \frac{\partial f}
+    {\partial Y_j} \right)^\top g_j, \quad \lambda_0 = \lambda_1 + \sum_j m_j$
+
+    since $m_j = -b_j l_j$. There is nothing to divide by any more, and if $b_i = 0$ then
+    $g_i = \sum_{j>i} a_{ji} m_j$ is the limit. This is what is computed here; the
+    cotangents of parameters are $\sum_i h\, (\partial f / \partial \theta)^\top g_i$.
+
+    **Cost** of a gradient, with a solver of `s` stages (not counting the last one of a
+    solver like [`diffrax.Tsit5`][], which is the first of the next step): per accepted
+    step `s` evaluations of the vector field to find the stages again, and another `s`
+    together with their vector-Jacobian products. Memory: the states at the starts of all
+    steps, with room for `capacity`; twice the stages of one step; and what one evaluation
+    of the vector field keeps to be pulled back. With `store_stages` the first `s`
+    evaluations are not needed, and memory is that of `s + 1` (or `s + 3` where the solver
+    has the first stage from the step before) states per step. With `checkpoints=K`
+    there are `s` evaluations more per step; memory is that of `K` states and of at most
+    `2 * capacity / K` more.
+
+    **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
+    batch share are summed in every stage: memory and time are those of a solve with a
+    batched state.
+
+    **Derivatives.** Reverse mode, forward mode, and forward mode over reverse mode.
+    Reverse mode over reverse mode raises.
+
+    **Raises:**
+
+    - `ValueError` if the solver is not an explicit Runge-Kutta one, for Brownian motion
+        that cannot be looked up again, for `max_steps=None` without `capacity`.
+    - `NotImplementedError` for derivatives with respect to parameters of the step-size
+        controller, and for jumps that a controller other than
+        [`diffrax.ClipStepSizeController`][] steps over.
+    - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
+        `diffeqsolve(..., throw=False)`.
+    - `RuntimeError`, when a gradient is run, if more than `capacity` steps are
+        accepted.
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @inproceedings{matsubara2021symplectic,
+            title={Symplectic Adjoint Method for Exact Gradient of Neural {ODE} with
+                   Minimal Memory},
+            author={Matsubara, Takashi and Miyatake, Yuto and Yaguchi, Takaharu},
+            booktitle={Advances in Neural Information Processing Systems},
+            volume={34},
+            year={2021}
+        }
+        ```
+    """
+
+    capacity: int | None = eqx.field(static=True, default=None)
+    store_stages: bool = eqx.field(static=True, default=False)
+    checkpoints: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        for name in ("capacity", "checkpoints"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"`SymplecticAdjoint({name}=...)` must be at least 1, or `None`; got "
+                    f"{value}."
+                )
+
+    def refuse(self, solver, terms, passed_solver_state):
+        del passed_solver_state
+        # Not `isinstance`, which would also ask the solver inside of a wrapped solver.
+        kind = type(solver)
+        explicit = issubclass(kind, AbstractERK) and isinstance(
+            solver.tableau, ButcherTableau
+        )
+        if not (explicit or issubclass(kind, Euler)):
+            raise ValueError(
+                "`adjoint=SymplecticAdjoint()` differentiates explicit Runge-Kutta "
+                "solvers, for example `solver=diffrax.Tsit5()`; got "
+                f"`solver={kind.__name__}()`. Use `adjoint=ReversibleAdjoint()` for a "
+                "reversible solver, or `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+            )
+        refuse_unsafe_sde("SymplecticAdjoint", terms)
+
+    def room(self, max_steps):
+        capacity = max_steps if self.capacity is None else self.capacity
+        if capacity is None:
+            raise ValueError(
+                "`adjoint=SymplecticAdjoint()` must know how many steps to make room "
+                "for. Pass `SymplecticAdjoint(capacity=...)`, or "
+                "`diffeqsolve(..., max_steps=...)`."
+            )
+        return capacity
+
+    def sweep(self, loop, static, problem, throw, passed_solver_state):
+        del throw
+        max_steps = problem.options["max_steps"]
+        capacity = self.room(max_steps)
+        check_capacity = max_steps is None or capacity < max_steps
+        return SymplecticSweep(
+            loop,
+            static,
+            type(self).__name__,
+            capacity,
+            check_capacity,
+            self.checkpoints,
+            self.store_stages and not isinstance(problem.solver, Euler),
+            passed_solver_state,
+        )
+
+
+SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
+
+- `capacity`: How many accepted steps there is room for. `None`: the `max_steps` of the
+    solve, which may be far more than it takes: pass what it takes.
+- `store_stages`: Whether to keep the stages of all steps, too, instead of computing them
+    again. [`diffrax.Euler`][] has one, which nothing is computed from: for it this makes
+    no difference.
+- `checkpoints`: Of how many states to keep at most. They are thinned as the solve goes
+    on, and the steps between two of them are made again, all at once. `None`: every
+    state. About the square root of the number of steps needs least memory.
+"""

@@ -1,0 +1,81 @@
+"""Compositions of asynchronous-leapfrog steps of the user's own."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+
+from .base import AbstractALFComposition, options
+from .composition import check_composition, Composition
+
+
+class ALFComposition(AbstractALFComposition):
+    """A composition of asynchronous-leapfrog steps of your own, given by its fractions.
+
+    Use it for a composition that is not among the named ones. The order is yours to
+    know: that of the splitting method with these fractions, in which the vector field
+    is one operator and the reflection of the off-manifold part the other. With an odd
+    number of fractions the solver state has order 2 only, unless further conditions
+    hold, as they do for those of [`diffrax_reversible.ReversibleALF4`][].
+
+    - Cost: one evaluation of the vector field per fraction and step, and as many in the
+        reverse sweep of [`diffrax_reversible.ReversibleAdjoint`][].
+    - Memory: two copies of the state, and one more for each row of `interpolant` where
+        there is dense output.
+
+    **Raises:** `ValueError` if the fractions do not sum to one to within 1e-12 or do
+    not read the same backwards, if the order is not even, or if the lengths of the
+    arguments do not match. `ValueError` or `RuntimeError` with an adaptive step size
+    controller and no `error_weights`.
+    """
+
+    composition: Composition = eqx.field(static=True)
+
+    def __init__(
+        self,
+        fractions: Sequence[int | float],
+        order: int,
+        error_weights: Sequence[int | float] | None = None,
+        error_order: int | None = None,
+        interpolant: Sequence[Sequence[int | float]] | None = None,
+        *,
+        damping: float = 0.0,
+        grid: float | None = None,
+        interpolation: str | None = None,
+    ):
+        self.composition = Composition(
+            order=order,
+            fractions=_floats(fractions),
+            error_weights=None if error_weights is None else _floats(error_weights),
+            error_order=error_order,
+            source="",
+            interpolant=(
+                None
+                if interpolant is None
+                else tuple(_floats(row) for row in interpolant)
+            ),
+        )
+        check_composition(self.composition)
+        self.damping = damping
+        self.grid = grid
+        self.interpolation = interpolation
+
+
+def _floats(values: Sequence[int | float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+ALFComposition.__init__.__doc__ = rf"""**Arguments:**
+
+- `fractions`: $g$, of the step; a sequence of numbers that sum to one and read the same
+    backwards.
+- `order`: of the composition. Even.
+- `error_weights`: $e$, one for each fraction, with sum zero; the error estimate is
+    $h \sum_i e_i f_i$, $f_i$ the values of the vector field. Choose them antisymmetric,
+    so that the drift of $v$ away from the vector field cancels. Without them, only
+    steps that are given.
+- `error_order`: the power of the step that the estimate goes with. Together with
+    `error_weights`.
+- `interpolant`: $P$, a list of rows with one weight for each fraction; dense output is
+    $z_0 + \theta (z_1 - z_0)
+    + h \theta (1 - \theta) \sum_j (2 \theta - 1)^j \sum_i P_{{ji}} f_i$.
+{options}"""

@@ -1,0 +1,218 @@
+"""Explicit Runge-Kutta schemes that a step of -h nearly undoes."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import equinox as eqx
+import jax.tree_util as jtu
+import numpy as np
+from diffrax import (
+    AbstractAdaptiveSolver,
+    AbstractStratonovichSolver,
+    AbstractTerm,
+    RESULTS,
+    ThirdOrderHermitePolynomialInterpolation,
+)
+from jaxtyping import PyTree
+
+from ..._compat import is_sde, ω
+from ..._types import (
+    Args,
+    BoolScalarLike,
+    DenseInfo,
+    FloatScalarLike,
+    RealScalarLike,
+    VF,
+    Y,
+)
+from .tableau import combine, evaluate_stages, Tableau
+
+
+def _dense_info(y0, y1, k0) -> DenseInfo:
+    # The cubic with this slope at the end is the parabola through the other three.
+    k1 = (2 * (y1**ω - y0**ω) - k0**ω).ω
+    return dict(y0=y0, y1=y1, k0=k0, k1=k1)
+
+
+class AbstractEES(AbstractAdaptiveSolver, AbstractStratonovichSolver):
+    """Base class of the explicit and effectively symmetric Runge-Kutta schemes."""
+
+    tableau: eqx.AbstractClassVar[Tableau]
+
+    term_structure: ClassVar = AbstractTerm
+    interpolation_cls: ClassVar[
+        Callable[..., ThirdOrderHermitePolynomialInterpolation]
+    ] = ThirdOrderHermitePolynomialInterpolation
+
+    def order(self, terms: PyTree[AbstractTerm]) -> int:
+        """Two."""
+        del terms
+        return 2
+
+    def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
+        """One half; with additive or commutative noise the order is one."""
+        del terms
+        return 0.5
+
+    def error_order(self, terms: PyTree[AbstractTerm]) -> RealScalarLike | None:
+        """Three, and for an SDE one."""
+        return 1.0 if is_sde(terms) else 3
+
+    def init(
+        self,
+        terms: AbstractTerm,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        args: Args,
+    ) -> None:
+        """As [`diffrax.AbstractSolver.init`][]."""
+        del terms, t0, t1, y0, args
+
+    def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
+        """As [`diffrax.AbstractSolver.func`][]."""
+        return terms.vf(t0, y0, args)
+
+    def step(
+        self,
+        terms: AbstractTerm,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        args: Args,
+        solver_state: None,
+        made_jump: BoolScalarLike,
+    ) -> tuple[Y, Y, DenseInfo, None, RESULTS]:
+        """As [`diffrax.AbstractSolver.step`][]."""
+        del solver_state, made_jump
+        tableau = self.tableau
+        assert tableau.error is not None
+        stages = evaluate_stages(
+            tableau, terms, t0, t1 - t0, y0, args, terms.contr(t0, t1)
+        )
+        y1 = (y0**ω + combine(tableau.b, stages) ** ω).ω
+        y_error = combine(tableau.error, stages)
+        k0 = jtu.tree_map(lambda x: x[0], stages)
+        return y1, y_error, _dense_info(y0, y1, k0), None, RESULTS.successful
+
+    def backward_step(
+        self,
+        terms: AbstractTerm,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y1: Y,
+        args: Args,
+        ts_state: tuple[FloatScalarLike, ...],
+        solver_state: None,
+        made_jump: BoolScalarLike,
+    ) -> tuple[Y, DenseInfo, None, RESULTS]:
+        """Almost the inverse of `step`: a step from `t1` to `t0`.
+
+        Arguments and results as for
+        [`diffrax_reversible.AbstractReversibleSolver.backward_step`][].
+        """
+        del ts_state, solver_state, made_jump
+        control = terms.contr(t0, t1)
+        stages = evaluate_stages(
+            self.tableau, terms, t1, t0 - t1, y1, args, (-(control**ω)).ω
+        )
+        y0 = (y1**ω + combine(self.tableau.b, stages) ** ω).ω
+        k0 = terms.vf_prod(t0, y0, args, control)
+        return y0, _dense_info(y0, y1, k0), None, RESULTS.successful
+
+
+class EES25(AbstractEES):
+    """An explicit and effectively symmetric Runge-Kutta scheme: of order 2, with
+    three stages, and nearly reversible. A step of `-h` undoes a step of `h` up to an
+    error of order `h^6`, so that the reverse sweep follows the solve with an error of
+    order `h^5`.
+
+    It keeps one copy of the solution only, and so has no parasitic mode: use it with
+    [`diffrax_reversible.ReversibleAdjoint`][] for problems that contract, for which the
+    exactly reversible solvers become unstable. The error that remains in a gradient is
+    that of the reversal, of order `h^5`, while the solution itself has one of order
+    `h^2`. Do not use it where the
+    gradient must be exact, or with large steps. `ReversibleAdjoint(rtol=...)` says what
+    error of the reversal to accept; it raises for a larger one.
+
+    It has an error estimate of third order for adaptive steps, and a parabola for
+    `SaveAt(ts=...)` and dense output. When used to solve SDEs, it converges to the
+    Stratonovich solution.
+
+    **Cost** per step: three evaluations of the vector field forward, six in the
+    reverse sweep (a step back, and the step again), and three vector-Jacobian products.
+    Memory: that of one step.
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @misc{shmelev2025explicit,
+            title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
+            author={Shmelev, Daniil and Salvi, Cristopher},
+            year={2025},
+            eprint={2509.20599},
+            archivePrefix={arXiv}
+        }
+        ```
+    """
+
+    tableau: ClassVar[Tableau] = Tableau(
+        a=np.array([[0, 0, 0], [1 / 2, 0, 0], [0, 1, 0]]),
+        b=np.array([1 / 4, 1 / 2, 1 / 4]),
+        c=np.array([0, 1 / 2, 1]),
+        # As large as the error of the step, for every tree of order three.
+        error=np.array([1, -2, 1]) / 12,
+    )
+
+
+_r = 1 / np.sqrt(2)
+
+
+class EES27(AbstractEES):
+    """An explicit and effectively symmetric Runge-Kutta scheme: of order 2, with
+    four stages, and nearly reversible. A step of `-h` undoes a step of `h` up to an
+    error of order `h^8`, so that the reverse sweep follows the solve with an error of
+    order `h^7`.
+
+    It keeps one copy of the solution only, and so has no parasitic mode: use it with
+    [`diffrax_reversible.ReversibleAdjoint`][] for problems that contract, for which the
+    exactly reversible solvers become unstable. The error that remains in a gradient is
+    that of the reversal, of order `h^7`, while the solution itself has one of order
+    `h^2`. [`diffrax_reversible.EES25`][] costs one evaluation less. Do not use it where the
+    gradient must be exact, or with large steps. `ReversibleAdjoint(rtol=...)` says what
+    error of the reversal to accept; it raises for a larger one.
+
+    It has an error estimate of third order for adaptive steps, and a parabola for
+    `SaveAt(ts=...)` and dense output. When used to solve SDEs, it converges to the
+    Stratonovich solution.
+
+    **Cost** per step: four evaluations of the vector field forward, eight in the
+    reverse sweep (a step back, and the step again), and four vector-Jacobian products.
+    Memory: that of one step.
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @misc{shmelev2025explicit,
+            title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
+            author={Shmelev, Daniil and Salvi, Cristopher},
+            year={2025},
+            eprint={2509.20599},
+            archivePrefix={arXiv}
+        }
+        ```
+    """
+
+    tableau: ClassVar[Tableau] = Tableau(
+        a=np.array(
+            [[0, 0, 0, 0], [1 - _r, 0, 0, 0], [0, _r, 0, 0], [1 - _r, 0, _r, 0]]
+        ),
+        b=np.array([1 - _r, _r, _r, 1 - _r]) / 2,
+        c=np.array([0, 1 - _r, _r, 1]),
+        # Of the size of the error of the step.
+        error=np.array([1, -1, -1, 1]) / 16,
+    )
+
+
+EES25.__init__.__doc__ = """**Arguments:** None"""
+EES27.__init__.__doc__ = """**Arguments:** None"""

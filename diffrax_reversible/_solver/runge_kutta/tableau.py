@@ -1,0 +1,111 @@
+"""The stages of an explicit Runge-Kutta step."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from diffrax import AbstractERK, AbstractRungeKutta, AbstractSolver, AbstractTerm, Euler
+from jaxtyping import PyTree
+
+from ..._compat import ω
+from ..._types import Args, RealScalarLike, Y
+
+
+class Tableau(NamedTuple):
+    """The stages that a base step needs.
+
+    - `a`, `b`, `c`: as usual, `a` strictly lower triangular.
+    - `error`: weights of the stages in the error estimate; `None`: no estimate.
+    - `error_end`: weight in it of the slope at the end of the step.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    error: np.ndarray | None
+    error_end: float = 0.0
+
+
+def with_differentiable_stages(solver: AbstractSolver) -> AbstractSolver:
+    """The solver, with loops over stages that know forward mode, which the default ones
+    do not; also those of a solver inside of it."""
+    # Not `isinstance`, which would also ask the solver inside of a wrapped solver.
+    is_leaf = lambda x: issubclass(type(x), AbstractRungeKutta)
+
+    def one(x):
+        if not is_leaf(x) or x.scan_kind is not None:
+            return x
+        is_none = lambda x: x is None
+        return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=is_none)
+
+    return jtu.tree_map(one, solver, is_leaf=is_leaf)
+
+
+def full_tableau_of(solver: AbstractSolver) -> Tableau:
+    """Of diffrax's explicit Runge-Kutta solvers, and of [`diffrax.Euler`][]."""
+    if isinstance(solver, Euler):
+        return Tableau(np.zeros((1, 1)), np.ones(1), np.zeros(1), None, 0.0)
+    assert isinstance(solver, AbstractERK)
+    tableau: Any = solver.tableau
+    s = len(tableau.b_sol)
+    a = np.zeros((s, s))
+    for i, row in enumerate(tableau.a_lower):
+        a[i + 1, : len(row)] = row
+    return Tableau(a, tableau.b_sol, np.append(0.0, tableau.c), tableau.b_error, 0.0)
+
+
+def tableau_of(solver: AbstractSolver) -> Tableau:
+    """The same, without a last stage that the step itself has no use for."""
+    full = full_tableau_of(solver)
+    a, b, c, error, _ = full
+    if error is not None and b[-1] == 0 and np.array_equal(a[-1], b):
+        # The slope at the end of the step (FSAL), which the other base step starts
+        # with.
+        return Tableau(a[:-1, :-1], b[:-1], c[:-1], error[:-1], float(error[-1]))
+    return full
+
+
+def scale(factor, x: PyTree) -> PyTree:
+    """`factor * x` in the dtype of `x`."""
+    product = lambda x: jnp.asarray(factor, jnp.finfo(jnp.result_type(x)).dtype) * x
+    return jtu.tree_map(product, x)
+
+
+def combine(weights, stages: PyTree) -> PyTree:
+    """The sum of the stages, along their leading axis."""
+
+    def add(stages):
+        w = jnp.asarray(weights, stages.dtype)
+        return jnp.tensordot(w, stages, axes=1, precision=lax.Precision.HIGHEST)
+
+    return jtu.tree_map(add, stages)
+
+
+def evaluate_stages(
+    tableau: Tableau,
+    terms: PyTree[AbstractTerm],
+    t: RealScalarLike,
+    h: RealScalarLike,
+    y: Y,
+    args: Args,
+    control: PyTree,
+) -> PyTree:
+    """The vector field times the control at every stage of a step, along a leading
+    axis. The vector field is traced once, and compiled for each stage: a loop that is
+    not unrolled costs small fields more than they do, and more memory."""
+    a, b, c = tableau.a, tableau.b, tableau.c
+
+    def stage(stages, i_a_c):
+        i, a, c = i_a_c
+        y_stage = (y**ω + combine(a, stages) ** ω).ω
+        k = terms.vf_prod(t + c * h, y_stage, args, control)
+        return jtu.tree_map(lambda s, k: s.at[i].set(k), stages, k), None
+
+    zeros = jtu.tree_map(lambda x: jnp.zeros((len(b), *x.shape), x.dtype), y)
+    c = jnp.asarray(c, jnp.result_type(h))
+    rows = (np.arange(len(b)), jnp.asarray(a), c)
+    stages, _ = lax.scan(stage, zeros, rows, unroll=True)
+    return stages
