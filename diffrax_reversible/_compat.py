@@ -3,8 +3,9 @@
 Seen the same in diffrax 0.7.0 to 0.7.2 and equinox 0.13.
 """
 
-import functools as ft
+import contextlib
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import jax
 import jax.tree_util as jtu
@@ -22,13 +23,20 @@ from diffrax._saveat import save_y as save_y
 # integrate backwards in time.
 from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
-# A write-once buffer inside a loop: written in place, also under `jax.vmap`. The floats
-# before and after another one. `jnp.any` over every batch that there is, so that a
-# `lax.cond` on it stays one branch.
+# A write-once buffer inside a loop: written in place, also under `jax.vmap`. Rules of
+# primitives as functions of pytrees. The floats before and after another one. Identities
+# that refuse derivatives. `jnp.any` over every batch that there is, so that a `lax.cond`
+# on it stays one branch.
 from equinox.internal import (
     buffer_at_set as buffer_at_set,
+    filter_primitive_batching as filter_primitive_batching,
+    filter_primitive_bind as filter_primitive_bind,
+    filter_primitive_def as filter_primitive_def,
+    filter_primitive_jvp as filter_primitive_jvp,
+    filter_primitive_transpose as filter_primitive_transpose,
     MaybeBuffer as MaybeBuffer,
     nextafter as nextafter,
+    nondifferentiable as nondifferentiable,
     nondifferentiable_backward as nondifferentiable_backward,
     prevbefore as prevbefore,
     unvmap_any as unvmap_any,
@@ -36,33 +44,65 @@ from equinox.internal import (
     ω as ω,
 )
 
-# Whether the types of arrays inside of `jax.shard_map` say along which axes they vary.
-from jax._src.config import _check_vma
-
 # Which inputs the outputs of a function depend on.
-from jax.interpreters.partial_eval import dce_jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr as dce_jaxpr
 from jaxtyping import PyTree
 
 
 CallableToPath = _CallableToPath
 
-# Tracing without varying axes in types: what `jax.shard_map(..., check_vma=False)` does.
-no_varying_types = ft.partial(_check_vma, False)
+
+def _check_vma() -> Any:
+    """Whether the types of arrays inside of `jax.shard_map` say along which axes they
+    vary; `None` if this version of JAX has another name for it."""
+    try:
+        from jax._src.config import _check_vma
+    except ImportError:
+        return None
+    return _check_vma
+
+
+def no_varying_types() -> contextlib.AbstractContextManager:
+    """Tracing without varying axes in types: what `jax.shard_map(..., check_vma=False)`
+    does. Outside of `jax.shard_map` there is nothing to do."""
+    inside = len(jax.sharding.get_abstract_mesh().manual_axes) > 0
+    check_vma = _check_vma() if inside else None
+    return contextlib.nullcontext() if check_vma is None else check_vma(False)
 
 
 def varying_axes(aval) -> frozenset[Hashable]:
     """Along which axes of a mesh an array varies: inside of `jax.shard_map`."""
-    return aval.mat.varying
+    # Before jax 0.10 it was called `vma`.
+    axes = getattr(aval, "mat", None)
+    axes = getattr(aval, "vma", frozenset()) if axes is None else axes.varying
+    return axes
 
 
 def with_varying_axes(aval, axes: Iterable[Hashable]):
     """An abstract array like this one, that varies along these axes."""
+    if hasattr(aval, "mat"):
+        kwargs = dict(manual_axis_type=type(aval.mat)(varying=frozenset(axes)))
+    else:
+        kwargs = dict(vma=frozenset(axes))
     # That of a constant knows of no mesh.
     mesh, spec = jax.sharding.get_abstract_mesh(), jax.P(*[None] * aval.ndim)
-    return aval.update(
-        sharding=jax.NamedSharding(mesh, spec),
-        manual_axis_type=type(aval.mat)(varying=frozenset(axes)),
-    )
+    sharding = jax.NamedSharding(mesh, spec)
+    try:
+        if _check_vma() is None:
+            raise TypeError
+        return aval.update(sharding=sharding, **kwargs)
+    except TypeError as error:
+        raise NotImplementedError(
+            "`diffeqsolve` inside of `jax.shard_map(..., check_vma=True)` is not supported "
+            f"with jax {jax.__version__}. Use `check_vma=False`."
+        ) from error
+
+
+def named_axes(jaxpr) -> tuple[Hashable, ...]:
+    """The axes over which there is a collective."""
+    # The class is private.
+    is_named = lambda effect: type(effect).__name__ == "NamedAxisEffect"
+    return tuple(sorted({e.name for e in jaxpr.effects if is_named(e)}, key=str))
 
 
 def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:
@@ -78,4 +118,4 @@ def with_leading_axes(aval, sizes: tuple[int, ...]):
     """An abstract array like this one with axes put in front, on the same mesh."""
     spec = jax.P(*[None] * len(sizes), *aval.sharding.spec)
     sharding = aval.sharding.update(spec=spec)
-    return aval.update(shape=sizes + aval.shape, weak_type=False, sharding=sharding)
+    return aval.update(shape=sizes + aval.shape, sharding=sharding)

@@ -1,142 +1,107 @@
-"""A vector-Jacobian product of a batch whose elements share parameters.
+"""The vector-Jacobian product of a batch whose elements share parameters.
 
-Summing the cotangents of the elements leaves it to the compiler to find out that a sum of
+To sum the cotangents of the elements leaves it to the compiler to find out that a sum of
 outer products is a matrix product, which XLA does not do for every dtype and device. So
 here the vector-Jacobian product is taken of the vmapped function, and JAX itself writes
 the matrix product. That takes a primitive, to know about the vmap.
 """
 
+import dataclasses
 import functools as ft
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
+import equinox as eqx
 import jax
 import jax.core
 import jax.extend.core as jex
-import jax.interpreters.ad as ad
-import jax.interpreters.batching as batching
-import jax.interpreters.mlir as mlir
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
-from jaxtyping import PyTree
 
-from .._compat import no_varying_types, with_leading_axes
-from .vmaps import axes, new_level, to_front, vmapped
-
-
-shared_vjp_p = jex.Primitive("shared_vjp")
-shared_vjp_p.multiple_results = True
+from .._compat import filter_primitive_bind, no_varying_types, with_leading_axes
+from .primitive import filter_jvp, new_primitive
+from .vmaps import is_named, new_axis, sizes, vmapped, with_axis
 
 
-class _Static:
-    """What the primitive needs besides arrays; compared by identity.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Function:
+    """A traced function of which the vector-Jacobian product is taken.
 
-    - `names`: of the axes over which the cotangents of parameters that do not carry them
-        are to be summed.
-    - `sizes`: how many operands are constants, the point, parameters, cotangents.
+    - `names`: of the axes over which the cotangents of the parameters that do not carry
+        them are summed.
+    - `point`, `parameters`: which inputs are differentiated: with a cotangent for each
+        element, or with one for all.
     """
 
-    def __init__(self, jaxpr, names: tuple[Hashable, ...], sizes: tuple[int, ...]):
-        self.jaxpr = jaxpr
-        self.names = names
-        self.sizes = sizes
+    jaxpr: jex.Jaxpr
+    names: tuple[Hashable, ...]
+    point: tuple[bool, ...]
+    parameters: tuple[bool, ...]
 
-    def split(self, operands) -> list[list]:
-        ends = np.cumsum((0, *self.sizes))
-        return [list(operands[i:j]) for i, j in zip(ends, ends[1:])]
+    def __call__(self, inputs: list) -> list:
+        n = len(self.jaxpr.constvars)
+        outputs = jax.core.eval_jaxpr(self.jaxpr, inputs[:n], *inputs[n:])
+        # Some may be literals.
+        return list(map(jnp.asarray, outputs))
+
+    @property
+    def differentiated(self) -> list[bool]:
+        return [x or p for x, p in zip(self.point, self.parameters)]
 
 
-def _vjp(*operands, static, levels):
-    """The outputs, and the cotangents of the point and of the parameters."""
-    consts, point, parameters, cotangents = static.split(operands)
-    n, m = len(consts), len(point)
+def vjp(function: Function, axes, inputs, cotangents):
+    """The outputs, and the cotangents of the inputs; of outputs without a cotangent that
+    is `None`, as it is in the end for inputs that are not differentiated."""
+    in_axes = lambda axis: (axis.in_axes,)
+    batched = vmapped(function, axes, in_axes, lambda _: 0)
+    perturbed, rest = eqx.partition(inputs, function.differentiated)
 
-    def call(*inputs):
-        return jax.core.eval_jaxpr(static.jaxpr, inputs[:n], *inputs[n:])
+    def evaluate(perturbed):
+        outputs = batched(eqx.combine(perturbed, rest))
+        return [x for x, ct in zip(outputs, cotangents) if ct is not None], outputs
 
-    in_axes = lambda level: axes(level.mapped)
-    batched = vmapped(call, levels, in_axes, lambda _: 0)
     with no_varying_types():
-        outputs, vjp = jax.vjp(lambda *x: batched(*consts, *x), *point, *parameters)
-        found = vjp(cotangents)
-    return [*outputs, *found[:m], *found[m:]]
+        _, pull_back, outputs = jax.vjp(evaluate, perturbed, has_aux=True)
+        (found,) = pull_back([ct for ct in cotangents if ct is not None])
+    return outputs, found
 
 
-shared_vjp_p.def_impl(_vjp)
-mlir.register_lowering(shared_vjp_p, mlir.lower_fun(_vjp, multiple_results=True))
+def _abstract_eval(function, axes, inputs, cotangents):
+    del cotangents
+    leading = sizes(axes)
+    outputs = [with_leading_axes(v.aval, leading) for v in function.jaxpr.outvars]
+    perturbed = eqx.filter(inputs, function.differentiated)
+    return outputs, jtu.tree_map(lambda x: with_leading_axes(x, ()), perturbed)
 
 
-@shared_vjp_p.def_abstract_eval
-def _(*operands, static, levels):
-    del levels
-    _, point, parameters, cotangents = static.split(operands)
-    return [with_leading_axes(a, ()) for a in (*cotangents, *point, *parameters)]
-
-
-def _batch(axis_data, operands, dims, *, static, levels):
-    if axis_data.name not in static.names:
+def _batch(axis_data, operands, dims):
+    function, axes, inputs, cotangents = operands
+    *_, inputs_dims, cotangents_dims = dims
+    if axis_data.name not in function.names:
         # Somebody else's: each element has a gradient of its own.
-        named = type(axis_data.name) is not object
-        fn = jax.vmap(
-            ft.partial(_vjp, static=static, levels=levels),
-            in_axes=tuple(dims),
+        batched = jax.vmap(
+            ft.partial(vjp, function, axes),
+            in_axes=(inputs_dims, cotangents_dims),
             axis_size=axis_data.size,
-            axis_name=axis_data.name if named else None,
+            axis_name=axis_data.name if is_named(axis_data) else None,
             spmd_axis_name=axis_data.spmd_name,
         )
-        outputs = fn(*operands)
-        return outputs, [0] * len(outputs)
-    operands = [to_front(x, dim) for x, dim in zip(operands, dims)]
-    flags = [dim is not None for dim in dims]
-    consts, point, parameters, cotangents = static.split(flags)
-    # All but constants and parameters is different for every element.
-    flags = [*consts, *[True] * len(point), *parameters, *[True] * len(cotangents)]
-    operands = [
-        jnp.broadcast_to(x, (axis_data.size, *jnp.shape(x)))
-        if flag and dim is None
-        else x
-        for x, dim, flag in zip(operands, dims, flags)
-    ]
-    mapped = flags[: len(flags) - len(cotangents)]
-    level = new_level(axis_data, mapped)
-    outputs = shared_vjp_p.bind(*operands, static=static, levels=(*levels, level))
-    out_dims = [0] * (len(cotangents) + len(point)) + list(axes(parameters))
-    return outputs, out_dims
-
-
-batching.fancy_primitive_batchers[shared_vjp_p] = _batch
-
-
-def _jvp(primals, tangents, *, static, levels):
-    def instantiate(primal, tangent):
-        if type(tangent) is not ad.Zero:
-            return tangent
-        if jnp.issubdtype(primal.dtype, jnp.inexact):
-            return jnp.zeros_like(primal)
-        return np.zeros(primal.shape, jax.dtypes.float0)
-
-    fn = ft.partial(_vjp, static=static, levels=levels)
-    return jax.jvp(
-        fn, list(primals), [instantiate(p, t) for p, t in zip(primals, tangents)]
+        out = batched(inputs, cotangents)
+        return out, jtu.tree_map(lambda _: 0, out)
+    mapped = [x or dim is not None for x, dim in zip(function.point, inputs_dims)]
+    put = ft.partial(with_axis, axis_data)
+    inputs = list(map(put, mapped, inputs, inputs_dims))
+    cotangents = [put(True, ct, dim) for ct, dim in zip(cotangents, cotangents_dims)]
+    axis = new_axis(axis_data, mapped)
+    out = filter_primitive_bind(
+        shared_vjp_p, function, (*axes, axis), inputs, cotangents
     )
+    found_dims = eqx.filter(axis.in_axes, function.differentiated)
+    return out, ([0] * len(out[0]), found_dims)
 
 
-ad.primitive_jvps[shared_vjp_p] = _jvp
+def _jvp(primals, tangents):
+    function, axes, *arrays = primals
+    return filter_jvp(ft.partial(vjp, function, axes), arrays, tangents[2:])
 
 
-def shared_vjp(
-    fn: Callable[[PyTree, PyTree], PyTree],
-    point: PyTree,
-    parameters: PyTree,
-    cotangent: PyTree,
-    names: tuple[Hashable, ...],
-) -> tuple[PyTree, PyTree, PyTree]:
-    """`fn(point, parameters)`, and the cotangents of both, of which those of parameters
-    are summed over the axes `names` that they do not carry."""
-    jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(point, parameters)
-    trees = (shapes, point, parameters)
-    groups = [jaxpr.consts, *map(jtu.tree_leaves, (point, parameters, cotangent))]
-    static = _Static(jaxpr.jaxpr, names, tuple(map(len, groups)))
-    operands = [x for group in groups for x in group]
-    found = iter(shared_vjp_p.bind(*operands, static=static, levels=()))
-    return tuple(jtu.tree_map(lambda _: next(found), tree) for tree in trees)
+shared_vjp_p = new_primitive("shared_vjp", vjp, _abstract_eval, _batch, _jvp)

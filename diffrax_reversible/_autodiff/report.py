@@ -17,6 +17,14 @@ from .._types import RealScalarLike
 Action: TypeAlias = Literal["raise", "nan", "warn"]
 
 
+def check_action(name: str, action: str) -> None:
+    """Raises `ValueError` unless `name(on_failure=action)` is known."""
+    if action not in ("raise", "nan", "warn"):
+        raise ValueError(
+            f'`{name}(on_failure=...)` must be "raise", "nan" or "warn"; got {action!r}.'
+        )
+
+
 def is_trusted(
     loss: Array,
     rtol: RealScalarLike,

@@ -1,273 +1,245 @@
 """A differentiation rule that knows its batch: a function with a reverse sweep.
 
-`with_reverse_sweep` evaluates a function whose cotangents are found by a loop that
-walks from its outputs back to its inputs. It knows nothing of differential equations.
+`with_reverse_sweep` evaluates a function whose cotangents are found by a loop from its
+outputs back to its inputs. It knows nothing of differential equations.
 
-Two primitives. `reversible_solve` is the function; its jvp rule binds it and
-`reversible_tangent`, which is linear in the tangents. Transposing that is the reverse
-sweep; evaluating it, in forward mode, is `jax.jvp` of the function.
+Two primitives. `swept` is the function; its jvp rule binds the function with memory and
+`swept_tangent`, which is linear in the tangents. Transposing that is the reverse sweep;
+evaluating it, in forward mode, is `jax.jvp` of the function.
 
-Each `jax.vmap` appends one `Level` to both: which inputs carry its axis. That is what
-ordinary batching forgets. The sweep of a batched function is *one* unbatched loop over
-a vmapped body, in which the cotangent of a parameter is summed over the axes that the
-parameter does not carry: so it never grows those axes, and outer products become matrix
-products.
+Each `jax.vmap` appends one `VmappedAxis` to both: which inputs carry its axis. That is
+what ordinary batching forgets. The sweep of a batched function is *one* unbatched loop
+over a vmapped body, in which the cotangent of a parameter is summed over the axes that
+the parameter does not carry: so it never grows those axes, and outer products become
+matrix products.
 
 Inside of `jax.shard_map` no array that comes here has a type that tells along which axes
-of the mesh it varies (`varying.py`), and none is given one.
+of the mesh it varies (`shard_map.py`), and none is given one.
 """
 
 import functools as ft
 
+import equinox as eqx
 import jax
 import jax.core
-import jax.extend.core as jex
 import jax.interpreters.ad as ad
-import jax.interpreters.batching as batching
-import jax.interpreters.mlir as mlir
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._compat import no_varying_types, with_leading_axes
+from .._compat import (
+    filter_primitive_bind,
+    no_varying_types,
+    nondifferentiable,
+    nondifferentiable_backward,
+    with_leading_axes,
+)
 from .mesh import Devices
-from .refuse import refuse_derivative
+from .primitive import filter_jvp, has_leaves, new_primitive, refuse_ordered_effects
 from .sweep import AbstractSweep, Inputs
 from .transpose import transpose
-from .vmaps import axes, new_level, to_front, unmapped, vmapped
+from .vmaps import is_named, new_axis, sizes, vmapped, with_axis
 
 
-class _Static:
-    """What the primitives need besides arrays; compared by identity."""
+class _Function:
+    """The function of a sweep, with and without memory, of and to lists of arrays;
+    compared by identity. Each is traced when it is first wanted.
+
+    - `given`: the leaves of the inputs; behind them what the function closes over, so
+        that this, too, is batched.
+    """
 
     def __init__(self, sweep: AbstractSweep, inputs: Inputs):
         leaves, self.inputs_tree = jtu.tree_flatten(inputs)
         self.sweep = sweep
-        indices = jtu.tree_unflatten(self.inputs_tree, range(len(leaves)))
-        self.state = jtu.tree_leaves(indices.state)
-        self.parameters = jtu.tree_leaves(indices.parameters)
-        self.differentiable = sorted(self.state + self.parameters)
-        self.state_tree = jtu.tree_structure(inputs.state)
-        self.parameters_tree = jtu.tree_structure(inputs.parameters)
+        self._avals = [jax.typeof(x) for x in leaves]
+        self._traced = {}
+        consts = self.trace(False)[0].consts
+        self._captured = [x for x in consts if isinstance(x, jax.core.Tracer)]
+        self.given = [*leaves, *nondifferentiable(self._captured, msg=sweep.refusal)]
 
-        jaxpr, shapes = jax.make_jaxpr(sweep.evaluate, return_shape=True)(inputs)
-        self.jaxpr = jaxpr.jaxpr
-        self.outputs_tree = jtu.tree_structure(shapes)
-        self.outputs_avals = jaxpr.out_avals
-        self.outputs_float = [_is_float(a) for a in jaxpr.out_avals]
-        # What the function closes over becomes an input, so that it, too, is batched.
-        self.captured = refuse_derivative(jaxpr.consts, sweep.refusal)
-        self.num_inputs = len(leaves) + len(self.captured)
+    def trace(self, memory: bool):
+        """The jaxpr, and the structures of the outputs and of the memory."""
+        if memory not in self._traced:
+            without = lambda inputs: (self.sweep.evaluate(inputs), None)
+            fn = self.sweep.evaluate_with_memory if memory else without
+            inputs = jtu.tree_unflatten(self.inputs_tree, self._avals)
+            with no_varying_types():
+                closed, shapes = jax.make_jaxpr(fn, return_shape=True)(inputs)
+            refuse_ordered_effects(closed)
+            self._traced[memory] = closed, tuple(map(jtu.tree_structure, shapes))
+        return self._traced[memory]
 
-        def call(*operands):
-            inputs, consts = operands[: len(leaves)], operands[len(leaves) :]
-            return jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *inputs)
+    def split(self, memory: bool, leaves: list) -> tuple[list, list]:
+        """The leaves of the outputs and those of the memory."""
+        n = self.trace(memory)[1][0].num_leaves
+        return leaves[:n], leaves[n:]
 
-        self.call = call
+    def __call__(self, memory: bool, given: list) -> tuple[list, list]:
+        closed, _ = self.trace(memory)
+        n = self.inputs_tree.num_leaves
+        # By then the trace of which these are tracers may have ended.
+        captured = dict(zip(map(id, self._captured), given[n:]))
+        consts = [captured.get(id(x), x) for x in closed.consts]
+        outputs = jax.core.eval_jaxpr(closed.jaxpr, consts, *given[:n])
+        # Some may be literals.
+        return self.split(memory, list(map(jnp.asarray, outputs)))
 
 
-def _is_float(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.inexact)
+def _none(tree: PyTree) -> PyTree:
+    return jtu.tree_map(lambda _: None, tree)
 
 
-def _evaluate(*leaves, static, levels):
-    in_axes = lambda level: axes(level.mapped)
+def _bind_without_axis(primitive, axis_data, operands, dims):
+    """Binds `primitive` for a `jax.vmap` that does not matter to it: no operand carries
+    the axis, and nothing inside can refer to it."""
+    if is_named(axis_data) or has_leaves(dims):
+        return None
+    out = filter_primitive_bind(primitive, *operands)
+    return out, _none(out)
+
+
+#
+# swept: inputs -> outputs, memory
+#
+
+
+def _evaluate(function, memory, axes, given):
+    in_axes = lambda axis: (axis.in_axes,)
     with no_varying_types():
-        return vmapped(static.call, levels, in_axes, lambda _: 0)(*leaves)
+        return vmapped(ft.partial(function, memory), axes, in_axes, lambda _: 0)(given)
 
 
-def _outputs_avals(static, levels):
-    sizes = tuple(level.size for level in reversed(levels))
-    return [with_leading_axes(a, sizes) for a in static.outputs_avals]
+def _evaluate_avals(function, memory, axes, given):
+    del given
+    avals = function.trace(memory)[0].out_avals
+    return function.split(memory, [with_leading_axes(a, sizes(axes)) for a in avals])
 
 
-#
-# reversible_solve: inputs -> outputs
-#
+def _evaluate_batch(axis_data, operands, dims):
+    if (out := _bind_without_axis(swept_p, axis_data, operands, dims)) is not None:
+        return out
+    function, memory, axes, given = operands
+    mapped = [dim is not None for dim in dims[-1]]
+    given = list(map(ft.partial(with_axis, axis_data), mapped, given, dims[-1]))
+    axes = (*axes, new_axis(axis_data, mapped))
+    out = filter_primitive_bind(swept_p, function, memory, axes, given)
+    return out, jtu.tree_map(lambda _: 0, out)
 
-reversible_solve = jex.Primitive("reversible_solve")
-reversible_solve.multiple_results = True
-reversible_solve.def_impl(_evaluate)
-mlir.register_lowering(
-    reversible_solve, mlir.lower_fun(_evaluate, multiple_results=True)
+
+def _evaluate_jvp(primals, tangents):
+    function, memory, axes, given = primals
+    tangent = eqx.filter(tangents[-1], eqx.is_inexact_array)
+    outputs, kept = filter_primitive_bind(swept_p, function, True, axes, given)
+    tangent_out = filter_primitive_bind(
+        swept_tangent_p, function, memory, axes, given, (outputs, kept), tangent
+    )
+    return (outputs, kept if memory else []), tangent_out
+
+
+swept_p = new_primitive(
+    "swept", _evaluate, _evaluate_avals, _evaluate_batch, _evaluate_jvp
 )
 
 
-@reversible_solve.def_abstract_eval
-def _(*leaves, static, levels):
-    del leaves
-    return _outputs_avals(static, levels)
-
-
-def _solve_batch(axis_data, leaves, dims, *, static, levels):
-    if unmapped(axis_data, dims):
-        outputs = reversible_solve.bind(*leaves, static=static, levels=levels)
-        return outputs, [None] * len(outputs)
-    leaves = [to_front(x, dim) for x, dim in zip(leaves, dims)]
-    level = new_level(axis_data, [dim is not None for dim in dims])
-    outputs = reversible_solve.bind(*leaves, static=static, levels=(*levels, level))
-    return outputs, [0] * len(outputs)
-
-
-batching.fancy_primitive_batchers[reversible_solve] = _solve_batch
-
-
-def _solve_jvp(primals, tangents, *, static, levels):
-    outputs = reversible_solve.bind(*primals, static=static, levels=levels)
-    perturbed = tuple(
-        i for i in static.differentiable if type(tangents[i]) is not ad.Zero
-    )
-    zeros = [
-        ad.Zero(jax.core.ShapedArray(x.shape, x.dtype if f else jax.dtypes.float0))
-        for x, f in zip(outputs, static.outputs_float)
-    ]
-    if len(perturbed) == 0:
-        return outputs, zeros
-    tangents_out = iter(
-        reversible_tangent.bind(
-            *primals,
-            *outputs,
-            *[tangents[i] for i in perturbed],
-            static=static,
-            levels=levels,
-            perturbed=perturbed,
-        )
-    )
-    return outputs, [
-        next(tangents_out) if f else zero
-        for zero, f in zip(zeros, static.outputs_float)
-    ]
-
-
-ad.primitive_jvps[reversible_solve] = _solve_jvp
-
-
 #
-# reversible_tangent: inputs, outputs, tangents of the perturbed inputs
-#                     -> tangents of the floating-point outputs
+# swept_tangent: inputs, (outputs, memory), tangents of the perturbed inputs
+#                -> tangents of floating-point outputs and memory
 #
 
-reversible_tangent = jex.Primitive("reversible_tangent")
-reversible_tangent.multiple_results = True
+
+def _tangent(function, memory, axes, given, result, tangent):
+    del result
+    evaluate = ft.partial(_evaluate, function, memory, axes)
+    _, tangent_out = filter_jvp(evaluate, (given,), (tangent,))
+    return tangent_out
 
 
-def _split(operands, static, perturbed):
-    n, m = static.num_inputs, len(operands) - len(perturbed)
-    return list(operands[:n]), list(operands[n:m]), list(operands[m:])
+def _tangent_avals(function, memory, axes, given, result, tangent):
+    del result, tangent
+    avals = _evaluate_avals(function, memory, axes, given)
+    floating = lambda aval: aval if jnp.issubdtype(aval.dtype, jnp.inexact) else None
+    return jtu.tree_map(floating, avals)
 
 
-def _tangent(*operands, static, levels, perturbed):
-    inputs, _, tangents = _split(operands, static, perturbed)
-
-    def evaluate(*values):
-        leaves = list(inputs)
-        for i, value in zip(perturbed, values):
-            leaves[i] = value
-        outputs = _evaluate(*leaves, static=static, levels=levels)
-        return [x for x, f in zip(outputs, static.outputs_float) if f]
-
-    with no_varying_types():
-        _, tangents_out = jax.jvp(evaluate, [inputs[i] for i in perturbed], tangents)
-    return tangents_out
-
-
-reversible_tangent.def_impl(_tangent)
-mlir.register_lowering(
-    reversible_tangent, mlir.lower_fun(_tangent, multiple_results=True)
-)
-
-
-@reversible_tangent.def_abstract_eval
-def _(*operands, static, levels, perturbed):
-    del operands, perturbed
-    avals = _outputs_avals(static, levels)
-    return [a for a, f in zip(avals, static.outputs_float) if f]
-
-
-def _tangent_batch(axis_data, operands, dims, *, static, levels, perturbed):
-    params = dict(static=static, perturbed=perturbed)
-    if unmapped(axis_data, dims):
-        outputs = reversible_tangent.bind(*operands, **params, levels=levels)
-        return outputs, [None] * len(outputs)
-    operands = [to_front(x, dim) for x, dim in zip(operands, dims)]
-    inputs, outputs, tangents = _split(operands, static, perturbed)
-    flags, outputs_flags, tangents_flags = _split(
-        [dim is not None for dim in dims], static, perturbed
-    )
-
-    def carry(x, flag):
-        return x if flag else jnp.broadcast_to(x, (axis_data.size, *jnp.shape(x)))
-
+def _tangent_batch(axis_data, operands, dims):
+    out = _bind_without_axis(swept_tangent_p, axis_data, operands, dims)
+    if out is not None:
+        return out
+    function, memory, axes, given, result, tangent = operands
+    *_, given_dims, result_dims, tangent_dims = dims
     # An input and its tangent carry the axis together, and all outputs carry it.
-    for k, i in enumerate(perturbed):
-        if flags[i] or tangents_flags[k]:
-            inputs[i] = carry(inputs[i], flags[i])
-            tangents[k] = carry(tangents[k], tangents_flags[k])
-            flags[i] = True
-    outputs = [carry(x, flag) for x, flag in zip(outputs, outputs_flags)]
-    tangents_out = reversible_tangent.bind(
-        *inputs,
-        *outputs,
-        *tangents,
-        **params,
-        levels=(*levels, new_level(axis_data, flags)),
-    )
-    return tangents_out, [0] * len(tangents_out)
+    mapped = [any(d is not None for d in ds) for ds in zip(given_dims, tangent_dims)]
+    put = ft.partial(with_axis, axis_data)
+    given = list(map(put, mapped, given, given_dims))
+    tangent = list(map(put, mapped, tangent, tangent_dims))
+    result = jtu.tree_map(ft.partial(put, True), result, result_dims)
+    axes = (*axes, new_axis(axis_data, mapped))
+    operands = function, memory, axes, given, result, tangent
+    out = filter_primitive_bind(swept_tangent_p, *operands)
+    return out, jtu.tree_map(lambda _: 0, out)
 
 
-batching.fancy_primitive_batchers[reversible_tangent] = _tangent_batch
+def _tangent_jvp(primals, tangents):
+    function, memory, axes, given, result, tangent = primals
+    *_, tangent_given, _, tangent_tangent = tangents
+    parts = []
+    if has_leaves(tangent_tangent):
+        part = filter_primitive_bind(swept_tangent_p, *primals[:-1], tangent_tangent)
+        parts.append(part)
+    if has_leaves(tangent_given):
+        fn = lambda given: _tangent(function, memory, axes, given, result, tangent)
+        with no_varying_types():
+            _, part = filter_jvp(fn, (given,), (tangent_given,))
+        msg = function.sweep.refusal_twice
+        parts.append(nondifferentiable_backward(part, msg=msg))
+    out = filter_primitive_bind(swept_tangent_p, *primals)
+    tangent_out = jtu.tree_map(lambda *x: sum(x[1:], x[0]), *parts)
+    return out, tangent_out if parts else _none(out)
 
 
-def _tangent_jvp(primals, tangents, *, static, levels, perturbed):
-    def instantiate(primal, tangent):
-        if type(tangent) is not ad.Zero:
-            return tangent
-        if _is_float(primal):
-            return jnp.zeros_like(primal)
-        return np.zeros(primal.shape, jax.dtypes.float0)
-
-    fn = ft.partial(_tangent, static=static, levels=levels, perturbed=perturbed)
-    tangents = [instantiate(p, t) for p, t in zip(primals, tangents)]
+def _tangent_transpose(operands, cotangents):
+    function, _, axes, given, result, tangent = operands
+    perturbed = [t is not None for t in tangent]
+    outputs_cotangents, _ = cotangents
+    tree = function.inputs_tree
+    parameters = tree.unflatten(range(tree.num_leaves)).parameters
+    shared = [i for i in jtu.tree_leaves(parameters) if perturbed[i]]
+    devices = Devices(axes, shared, jtu.tree_leaves((given, result)))
     with no_varying_types():
-        return jax.jvp(fn, primals, tangents)
-
-
-ad.primitive_jvps[reversible_tangent] = _tangent_jvp
-
-
-def _tangent_transpose(cotangents, *operands, static, levels, perturbed):
-    inputs, outputs, tangents = _split(operands, static, perturbed)
-    cotangents = iter(cotangents)
-    instantiated = [
-        ad.instantiate_zeros(next(cotangents)) if f else None
-        for f in static.outputs_float
-    ]
-    shared = [i for i in static.parameters if i in perturbed]
-    devices = Devices(levels, shared, [*inputs, *outputs])
-    inputs = [devices.spread(x, i) for i, x in enumerate(inputs)]
-    outputs = [devices.spread(x) for x in outputs]
-    instantiated = [None if x is None else devices.spread(x) for x in instantiated]
-    with no_varying_types():
-        result = transpose(
-            inputs, outputs, instantiated, static, devices.levels, perturbed
+        found = transpose(
+            function.sweep,
+            tree,
+            function.trace(True)[1],
+            devices.axes,
+            [devices.spread(x, i) for i, x in enumerate(given)],
+            jtu.tree_map(devices.spread, result),
+            jtu.tree_map(devices.spread, outputs_cotangents),
+            perturbed,
         )
-    result = [devices.collect(x, i) for x, i in zip(result, perturbed)]
-    unknown = [ad.is_undefined_primal(t) for t in tangents]
-    nones = [None] * (len(operands) - len(perturbed))
-    return nones + [ct if u else None for ct, u in zip(result, unknown)]
+    found = [
+        devices.collect(x, i) if ad.is_undefined_primal(t) else None
+        for i, (x, t) in enumerate(zip(found, tangent))
+    ]
+    return (*_none(operands[:-1]), found)
 
 
-ad.primitive_transposes[reversible_tangent] = _tangent_transpose
+swept_tangent_p = new_primitive(
+    "swept_tangent",
+    _tangent,
+    _tangent_avals,
+    _tangent_batch,
+    _tangent_jvp,
+    _tangent_transpose,
+)
 
 
 def with_reverse_sweep(sweep: AbstractSweep, inputs: Inputs) -> PyTree[Array]:
     """`sweep.evaluate(inputs)`, differentiated by the sweep.
 
-    Reverse mode, forward mode, and forward mode of either; `jax.vmap` in every order
-    with them.
+    Reverse mode, forward mode any number of times, and forward mode of either; `jax.vmap`
+    in every order with them.
     """
-    static = _Static(sweep, inputs)
-    operands = [*jtu.tree_leaves(inputs), *static.captured]
-    outputs = reversible_solve.bind(*operands, static=static, levels=())
-    return jtu.tree_unflatten(static.outputs_tree, outputs)
+    function = _Function(sweep, inputs)
+    outputs, _ = filter_primitive_bind(swept_p, function, False, (), function.given)
+    return jtu.tree_unflatten(function.trace(False)[1][0], outputs)

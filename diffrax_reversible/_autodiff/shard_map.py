@@ -9,7 +9,7 @@ as diffrax runs, and put back at the end.
 
 import functools as ft
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,9 +23,6 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compat import no_varying_types, varying_axes, with_varying_axes
-
-
-_T = TypeVar("_T")
 
 
 def _identity(x, **params):
@@ -88,14 +85,23 @@ def without_varying_axes(
     arrays = [x for x in jtu.tree_leaves(options) if eqx.is_array(x)]
     axes = frozenset().union(*[varying_axes(jax.typeof(x)) for x in arrays])
 
-    def forget(tree: _T) -> _T:
-        return _map_arrays(ft.partial(_forget_one, axes), tree)
+    def forget_one(x):
+        more = varying_axes(jax.typeof(x)) - axes
+        if len(more) > 0:
+            raise NotImplementedError(
+                "Inside of `jax.shard_map(..., check_vma=True)` a vector field, or another "
+                "function given to `diffeqsolve(...)`, closes over an array that varies "
+                f"along {_ordered(more)}, and neither the state nor `args` do. Pass it as "
+                "part of `args`, or use `check_vma=False`."
+            )
+        return _forget.bind(x, axes=_ordered(axes)) if axes else x
 
     def remember(x):
         # A constant is the same everywhere.
         traced = isinstance(x, jax.core.Tracer)
         return _remember.bind(x, axes=_ordered(axes)) if traced else x
 
+    forget = ft.partial(_map_arrays, forget_one)
     if len(axes) == 0:
         return solve(forget, **options)
     if options["throw"]:
@@ -108,15 +114,3 @@ def without_varying_axes(
     with no_varying_types():
         outputs = solve(forget, **options)
     return _map_arrays(remember, outputs)
-
-
-def _forget_one(axes, x):
-    more = varying_axes(jax.typeof(x)) - axes
-    if len(more) > 0:
-        raise NotImplementedError(
-            "Inside of `jax.shard_map(..., check_vma=True)` a vector field, or another "
-            "function given to `diffeqsolve(...)`, closes over an array that varies along "
-            f"{_ordered(more)}, and neither the state nor `args` do. Pass it as part of "
-            "`args`, or use `check_vma=False`."
-        )
-    return _forget.bind(x, axes=_ordered(axes)) if axes else x

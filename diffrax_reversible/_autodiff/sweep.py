@@ -1,24 +1,22 @@
-"""A function and the walk from its outputs back to its inputs."""
+"""The interface of a function with a reverse sweep."""
 
 import abc
-import dataclasses
-from collections.abc import Callable, Hashable
 
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from .._types import BoolScalarLike
-from .batched_vjp import shared_vjp
+from .._types import FloatScalarLike, IntScalarLike
+from .batch import Batch
 
 
 class Inputs(eqx.Module):
     """The inputs of a function with a reverse sweep, all of them arrays.
 
     - `state`: differentiated; the sweep ends with its cotangent.
-    - `parameters`: differentiated; the sweep adds their cotangent up on its way.
+    - `parameters`: differentiated; the sweep adds up their cotangent on its way.
     - `rest`: not differentiated.
     """
 
@@ -26,62 +24,43 @@ class Inputs(eqx.Module):
     parameters: PyTree[Array]
     rest: PyTree[Array]
 
+    @staticmethod
+    def split(
+        state: PyTree, parameters: PyTree, rest: PyTree
+    ) -> tuple["Inputs", PyTree]:
+        """The arrays in all three, and what is not an array."""
+        floating, others = eqx.partition((state, parameters), eqx.is_inexact_array)
+        rest, static = eqx.partition((*others, rest), eqx.is_array)
+        # Functions may close over arrays of NumPy.
+        state, parameters = jtu.tree_map(jnp.asarray, floating)
+        return Inputs(state, parameters, lax.stop_gradient(rest)), static
 
-class Summed(eqx.Module):
-    """The cotangent of the parameters, already summed over the batch."""
+    def join(self, static: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        """The inverse of `split`."""
+        state, parameters, rest = eqx.combine(self.rest, static)
+        return (
+            eqx.combine(self.state, state),
+            eqx.combine(self.parameters, parameters),
+            rest,
+        )
 
-    cotangent: PyTree
 
+class Residuals(eqx.Module):
+    """What a reverse sweep knows of the evaluation that it reverses."""
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """What a sweep must know of the axes over which it is vmapped.
-
-    - `names`: of these axes.
-    - `summed`: a pytree with the structure of the perturbed parameters; for each the
-        names of the axes that it does not carry.
-    """
-
-    names: tuple[Hashable, ...]
-    summed: PyTree
-
-    def any(self, pred: BoolScalarLike) -> BoolScalarLike:
-        """Whether `pred` holds for any element of the batch; not batched itself."""
-        if len(self.names) == 0:
-            return pred
-        return lax.pmax(jnp.asarray(pred, jnp.int32), self.names) > 0
-
-    def pull_back(
-        self,
-        fn: Callable[[PyTree, PyTree], PyTree],
-        point: PyTree,
-        parameters: PyTree,
-        cotangent: PyTree,
-    ) -> tuple[PyTree, PyTree, "Summed"]:
-        """`fn(point, parameters)`, and the cotangents of the point and of the parameters,
-        of those already the sum over the elements of the batch that share them."""
-        found = shared_vjp(fn, point, parameters, cotangent, self.names)
-        value, cotangent_point, cotangent_parameters = found
-        return value, cotangent_point, Summed(cotangent_parameters)
-
-    def accumulate(self, total: PyTree[Array], increment: PyTree[Array]):
-        """Adds the increments of all elements of the batch that share a parameter."""
-        if isinstance(increment, Summed):
-            return jtu.tree_map(jnp.add, total, increment.cotangent)
-
-        def add(total, increment, names):
-            return total + (lax.psum(increment, names) if names else increment)
-
-        return jtu.tree_map(add, total, increment, self.summed)
+    inputs: Inputs
+    outputs: PyTree[Array]
+    memory: PyTree[Array]
 
 
 class AbstractSweep(abc.ABC):
-    """A function and the walk that finds its cotangents. Every method is called for a
-    single element of a batch.
+    """A function, and the reverse sweep that finds its cotangents. Every method is called
+    for a single element of a batch.
 
     - `refusal`: the message of the error raised where a value is differentiated that is
         not among the inputs, but that `evaluate` closes over.
-    - `refusal_twice`: of the one raised where the walk is itself walked back.
+    - `refusal_twice`: of the one raised where the derivative, whether of the sweep or of
+        forward mode, is itself differentiated in reverse mode.
     """
 
     # Annotated only: a field, a class variable or a property, as suits the subclass.
@@ -90,34 +69,42 @@ class AbstractSweep(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, inputs: Inputs) -> PyTree[Array]:
-        """The function."""
+        """The function, where nobody differentiates."""
 
     @abc.abstractmethod
-    def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> PyTree:
-        """What the walk carries at its start. `cotangents` has the structure of
-        `outputs`, and `None` where those are not floating-point numbers."""
+    def evaluate_with_memory(
+        self, inputs: Inputs
+    ) -> tuple[PyTree[Array], PyTree[Array]]:
+        """The function, and what it keeps for the sweep. Traced only where somebody
+        differentiates, in whichever mode."""
 
     @abc.abstractmethod
-    def length(self, carry: PyTree) -> Int[ArrayLike, "..."]:
-        """How many steps there are to walk, from this carry on."""
+    def start(self, residuals: Residuals, cotangents: PyTree) -> PyTree[Array]:
+        """The carry at the start of the sweep. `cotangents` is like the outputs, and
+        `None` where those are not floating-point numbers. Called in reverse mode only,
+        so what cannot be swept is to be refused here."""
+
+    @abc.abstractmethod
+    def length(self, carry: PyTree[Array]) -> IntScalarLike | Int[Array, ""]:
+        """How many steps there are, given the carry at the start."""
 
     @abc.abstractmethod
     def step(
         self,
-        inputs: Inputs,
-        outputs: PyTree,
+        residuals: Residuals,
         cotangents: PyTree,
-        carry: PyTree,
-        cotangent_parameters: PyTree,
+        carry: PyTree[Array],
+        total: PyTree,
         batch: Batch,
-    ) -> tuple[PyTree, PyTree]:
-        """One step of the walk: the new carry and the new cotangent of the parameters,
-        which has the structure of `inputs.parameters`, with `None` for those that are
-        not perturbed. Called also for elements of a batch that have none left."""
+    ) -> tuple[PyTree[Array], PyTree]:
+        """One step of the sweep: the new carry, and `total` with what the step adds to
+        the cotangent of the parameters. `total` is like the parameters, and `None` for
+        those that are not perturbed. Called also for elements of a batch that have no
+        steps left."""
 
     @abc.abstractmethod
     def finish(
-        self, inputs: Inputs, outputs: PyTree, cotangents: PyTree, carry: PyTree
-    ) -> tuple[PyTree, Bool[Array, ""]]:
-        """The cotangent of `inputs.state`, and whether the cotangents are to be
-        trusted: they become NaN if not."""
+        self, residuals: Residuals, cotangents: PyTree, carry: PyTree[Array]
+    ) -> tuple[PyTree[Array], FloatScalarLike]:
+        """The cotangent of `inputs.state`; and zero or NaN, which is added to all
+        cotangents."""

@@ -1,103 +1,124 @@
 """The transpose of a function with a reverse sweep: the sweep itself."""
 
-from typing import Any
+import functools as ft
 
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jaxtyping import Array
 
 from .._compat import nondifferentiable_backward
-from .sweep import Batch
-from .vmaps import axes, vmapped
+from .batch import Batch
+from .sweep import Inputs, Residuals
+from .vmaps import vmapped
 
 
-def transpose(inputs, outputs, cotangents, static, levels, perturbed):
-    """The cotangents of the perturbed inputs."""
-    sweep = static.sweep
-    n, m = len(inputs), len(outputs)
-    num_leaves = static.inputs_tree.num_leaves
-    operands = [*inputs, *outputs, *[ct for ct in cotangents if ct is not None]]
-    parameters = [i for i in static.parameters if i in perturbed]
+def transpose(
+    sweep, inputs_tree, trees, axes, given, result, cotangents, perturbed
+) -> list[Array | None]:
+    """The cotangents of the perturbed inputs.
 
-    def in_axes(level, carried=0):
-        rest = len(operands) - n
-        return (*[0] * carried, *axes(level.mapped), *[0] * rest)
+    - `inputs_tree`, `trees`: the structures of the inputs; of the outputs and the memory.
+    - `given`, `result`, `cotangents`: the leaves of the inputs, with further ones behind
+        them; of outputs and memory; of the cotangents of the outputs.
+    """
+    given = _without_masked(axes, given, cotangents)
+    operands = given, *result, cotangents
+    n = inputs_tree.num_leaves
+    # In the structure of the inputs, where each of them is in `given`.
+    where: Inputs = jtu.tree_unflatten(inputs_tree, range(n))
 
-    def unpack(operands):
-        given = iter(operands[n + m :])
-        cts = [next(given) if f else None for f in static.outputs_float]
-        return (
-            jtu.tree_unflatten(static.inputs_tree, operands[:num_leaves]),
-            jtu.tree_unflatten(static.outputs_tree, operands[n : n + m]),
-            jtu.tree_unflatten(static.outputs_tree, cts),
-        )
+    def unpack(given, outputs, memory, cotangents):
+        inputs = jtu.tree_unflatten(inputs_tree, given[:n])
+        outputs_tree, memory_tree = trees
+        outputs = jtu.tree_unflatten(outputs_tree, outputs)
+        memory = jtu.tree_unflatten(memory_tree, memory)
+        cotangents = jtu.tree_unflatten(outputs_tree, cotangents)
+        return Residuals(inputs, outputs, memory), cotangents
 
-    def for_parameters(values):
+    def for_parameters(fn):
         """A pytree like the parameters, with `None` for those not perturbed."""
-        values = dict(zip(parameters, values))
-        leaves = [values.get(i) for i in static.parameters]
-        return jtu.tree_unflatten(static.parameters_tree, leaves)
+        return jtu.tree_map(lambda i: fn(i) if perturbed[i] else None, where.parameters)
 
-    summed = [
-        tuple(level.name for level in levels if not level.mapped[i]) for i in parameters
-    ]
-    batch = Batch(tuple(level.name for level in levels), for_parameters(summed))
+    def summed(i):
+        return tuple(axis.name for axis in axes if not axis.mapped[i])
 
-    carry_tree: Any = None
+    batch = Batch(tuple(axis.name for axis in axes), for_parameters(summed))
 
     def start(*operands):
-        nonlocal carry_tree
-        leaves, carry_tree = jtu.tree_flatten(sweep.start(*unpack(operands)))
-        return leaves
+        carry = sweep.start(*unpack(*operands))
+        return carry, sweep.length(carry)
 
-    def step(carry, totals, *operands):
-        carry = jtu.tree_unflatten(carry_tree, carry)
-        totals = for_parameters(totals)
-        carry, totals = sweep.step(*unpack(operands), carry, totals, batch)
-        return jtu.tree_leaves(carry), jtu.tree_leaves(totals)
-
-    def totals_axes(level):
-        return [0 if level.mapped[i] else None for i in parameters]
-
-    carry = vmapped(start, levels, in_axes, lambda _: 0)(*operands)
-    vmapped_step = vmapped(
-        step,
-        levels,
-        lambda level: (0, totals_axes(level), *in_axes(level)),
-        lambda level: (0, totals_axes(level)),
-    )
-
-    def walk(loop):
-        remaining, carry, totals = loop
-        return remaining - 1, *vmapped_step(carry, totals, *operands)
-
-    # The longest way of any element, found once: looking at all of them before each step
-    # would make devices that have some each wait for one another.
-    length = jnp.max(sweep.length(jtu.tree_unflatten(carry_tree, carry)))
-    totals = [jnp.zeros_like(inputs[i]) for i in parameters]
-    loop = (length, carry, totals)
-    _, carry, totals = lax.while_loop(lambda loop: loop[0] > 0, walk, loop)
+    def step(carry, total, *operands):
+        return sweep.step(*unpack(*operands), carry, total, batch)
 
     def finish(carry, *operands):
-        carry = jtu.tree_unflatten(carry_tree, carry)
-        state, trusted = sweep.finish(*unpack(operands), carry)
-        return jtu.tree_leaves(state), trusted
+        return sweep.finish(*unpack(*operands), carry)
 
-    finish = vmapped(finish, levels, lambda level: (0, *in_axes(level)), lambda _: 0)
-    state, trusted = finish(carry, *operands)
-    found = dict(zip(static.state, state)) | dict(zip(parameters, totals))
-
-    def collect(i):
-        """The cotangent of an input: it collects from all elements along each axis that
-        it does not carry, and is NaN if one of them is not to be trusted."""
-        value, all_trusted = found[i], trusted
-        for axis, level in zip(reversed(range(len(levels))), levels):
-            if not level.mapped[i]:
-                all_trusted = jnp.all(all_trusted, axis)
-                value = jnp.sum(value, axis) if i in static.state else value
-        shape = all_trusted.shape + (1,) * (value.ndim - all_trusted.ndim)
-        return jnp.where(all_trusted.reshape(shape), value, jnp.nan)
-
-    return nondifferentiable_backward(
-        [collect(i) for i in perturbed], msg=sweep.refusal_twice, symbolic=True
+    in_axes = lambda axis: (axis.in_axes, 0, 0, 0)
+    totals_axes = lambda axis: for_parameters(lambda i: axis.in_axes[i])
+    start = vmapped(start, axes, in_axes, lambda _: 0)
+    step = vmapped(
+        step,
+        axes,
+        lambda axis: (0, totals_axes(axis), *in_axes(axis)),
+        lambda axis: (0, totals_axes(axis)),
     )
+    finish = vmapped(finish, axes, lambda axis: (0, *in_axes(axis)), lambda _: 0)
+
+    carry, length = start(*operands)
+
+    def body(loop):
+        remaining, carry, total = loop
+        return remaining - 1, *step(carry, total, *operands)
+
+    # The largest number of steps of any element, found once: to look at all of them
+    # before each step would make devices that have some each wait for one another.
+    total = for_parameters(lambda i: jnp.zeros_like(given[i]))
+    loop = (jnp.max(jnp.asarray(length)), carry, total)
+    _, carry, total = lax.while_loop(lambda loop: loop[0] > 0, body, loop)
+    state, doubt = finish(carry, *operands)
+    found: list[Array | None] = [None] * len(given)
+
+    def collect(i, cotangent, is_total):
+        """The cotangent of an input: it collects from all elements along each axis that
+        it does not carry."""
+        if not perturbed[i]:
+            return
+        all_doubts = jnp.asarray(doubt)
+        for k, axis in zip(reversed(range(len(axes))), axes):
+            if not axis.mapped[i]:
+                all_doubts = jnp.sum(all_doubts, k)
+                cotangent = cotangent if is_total else jnp.sum(cotangent, k)
+        shape = all_doubts.shape + (1,) * (cotangent.ndim - all_doubts.ndim)
+        found[i] = cotangent + all_doubts.reshape(shape).astype(cotangent.dtype)
+
+    jtu.tree_map(lambda i, ct: collect(i, ct, False), where.state, state)
+    jtu.tree_map(lambda i, ct: collect(i, ct, True), where.parameters, total)
+    return nondifferentiable_backward(found, msg=sweep.refusal_twice)
+
+
+def _without_masked(axes, given, cotangents):
+    """The inputs, without what is not finite in elements of the batch whose cotangents
+    are all zero: these add zero to the cotangents of inputs that they share with others,
+    and zero times NaN would not be zero."""
+    if len(axes) == 0:
+        return given
+    ndim = len(axes)
+    zeros = [
+        jnp.all(ct == 0, axis=tuple(range(ndim, ct.ndim)))
+        for ct in jtu.tree_leaves(cotangents)
+    ]
+    masked = ft.reduce(jnp.logical_and, zeros, jnp.array(True))
+
+    def one(i, x):
+        shared = [
+            k for k, axis in zip(reversed(range(ndim)), axes) if not axis.mapped[i]
+        ]
+        if len(shared) == ndim or not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        drop = jnp.all(masked, axis=tuple(shared))
+        drop = jnp.expand_dims(drop, range(drop.ndim, x.ndim)) & ~jnp.isfinite(x)
+        return jnp.where(drop, jnp.ones_like(x), x)
+
+    return [one(i, x) for i, x in enumerate(given)]

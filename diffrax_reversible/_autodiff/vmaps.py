@@ -1,4 +1,4 @@
-"""The axes over which a function with a reverse sweep is vmapped."""
+"""The axes over which a primitive is vmapped."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
@@ -9,33 +9,39 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
-    """One `jax.vmap`."""
+class VmappedAxis:
+    """The axis of one `jax.vmap`; `mapped` says which inputs carry it."""
 
     mapped: tuple[bool, ...]
     size: int
     name: Hashable
     spmd_name: Any
 
+    @property
+    def in_axes(self) -> list[int | None]:
+        return [0 if carried else None for carried in self.mapped]
 
-def vmapped(fn, levels: Sequence[Level], in_axes: Callable, out_axes: Callable):
-    for level in levels:
+
+def vmapped(fn, axes: Sequence[VmappedAxis], in_axes: Callable, out_axes: Callable):
+    """`fn`, vmapped over `axes`, the innermost first."""
+    for axis in axes:
         fn = jax.vmap(
             fn,
-            in_axes=in_axes(level),
-            out_axes=out_axes(level),
-            axis_name=level.name,
-            axis_size=level.size,
-            spmd_axis_name=level.spmd_name,
+            in_axes=in_axes(axis),
+            out_axes=out_axes(axis),
+            axis_name=axis.name,
+            axis_size=axis.size,
+            spmd_axis_name=axis.spmd_name,
         )
     return fn
 
 
-def axes(flags: Sequence[bool]) -> tuple[int | None, ...]:
-    return tuple(0 if flag else None for flag in flags)
+def sizes(axes: Sequence[VmappedAxis]) -> tuple[int, ...]:
+    """The shape that `axes` put in front of what carries all of them."""
+    return tuple(axis.size for axis in reversed(axes))
 
 
-def new_level(axis_data, mapped: Sequence[bool]) -> Level:
+def new_axis(axis_data, mapped: Sequence[bool]) -> VmappedAxis:
     if axis_data.explicit_mesh_axis is not None:
         raise NotImplementedError(
             "`jax.vmap` of `diffeqsolve(...)` over an axis of the mesh that is of "
@@ -43,15 +49,19 @@ def new_level(axis_data, mapped: Sequence[bool]) -> Level:
             "`jax.make_mesh(..., axis_types=...)`, or use `jax.shard_map`."
         )
     # An unnamed axis has a plain object for a name; ours must not clash with any other.
-    name = axis_data.name if type(axis_data.name) is not object else object()
-    return Level(tuple(mapped), axis_data.size, name, axis_data.spmd_name)
+    name = axis_data.name if is_named(axis_data) else object()
+    return VmappedAxis(tuple(mapped), axis_data.size, name, axis_data.spmd_name)
 
 
-def unmapped(axis_data, dims) -> bool:
-    """Whether a `jax.vmap` is none of our business: no operand carries its axis, and it
-    has no name by which something inside could refer to it."""
-    return type(axis_data.name) is object and all(dim is None for dim in dims)
+def is_named(axis) -> bool:
+    """Whether the axis has a name by which something inside could refer to it."""
+    return type(axis.name) is not object
 
 
-def to_front(x, dim):
-    return x if dim is None else jnp.moveaxis(x, dim, 0)
+def with_axis(axis_data, carried: bool, x, dim: int | None):
+    """`x` with its axis in front, where it is to carry one."""
+    if x is None or not carried:
+        return x
+    if dim is None:
+        return jnp.broadcast_to(x, (axis_data.size, *jnp.shape(x)))
+    return jnp.moveaxis(x, dim, 0)
