@@ -1,34 +1,75 @@
+"""Reversible solvers and exact adjoint methods for `diffrax.diffeqsolve`.
+
+The steps of a reversible solver can be undone, so `ReversibleAdjoint` differentiates a
+solve in memory that does not grow with the number of steps. `SymplecticAdjoint` and
+`InterpolatedAdjoint` do so for solvers that are not reversible.
+"""
+
+import importlib.metadata
+
 from . import _citations as _citations
-from ._adjoint import (
-    InterpolatedAdjoint as InterpolatedAdjoint,
-    ReversibleAdjoint as ReversibleAdjoint,
-    SymplecticAdjoint as SymplecticAdjoint,
-)
-from ._controller import (
-    RecordedState as RecordedState,
-    RecordedSteps as RecordedSteps,
-    ReplayedSteps as ReplayedSteps,
-    StepRecord as StepRecord,
-)
+from ._adjoint import InterpolatedAdjoint, ReversibleAdjoint, SymplecticAdjoint
+from ._controller import RecordedState, RecordedSteps, ReplayedSteps, StepRecord
 from ._solver import (
-    AbstractALFComposition as AbstractALFComposition,
-    AbstractReversibleSolver as AbstractReversibleSolver,
-    AbstractShift as AbstractShift,
-    AbstractUpdate as AbstractUpdate,
-    ALF as ALF,
-    ALFComposition as ALFComposition,
-    EES25 as EES25,
-    EES27 as EES27,
-    propose_grid as propose_grid,
-    Reversible as Reversible,
-    ReversibleALF2 as ReversibleALF2,
-    ReversibleALF4 as ReversibleALF4,
-    ReversibleALF6 as ReversibleALF6,
-    ReversibleALF8 as ReversibleALF8,
-    ReversibleYoshida4 as ReversibleYoshida4,
-    ReversibleYoshida6 as ReversibleYoshida6,
-    ReversibleYoshida8 as ReversibleYoshida8,
-    State as State,
-    StormerVerlet as StormerVerlet,
-    SymplecticComposition as SymplecticComposition,
+    AbstractALFComposition,
+    AbstractReversibleSolver,
+    AbstractUpdate,
+    AbstractUpdateSolver,
+    Add,
+    ALF,
+    ALFComposition,
+    EES25,
+    EES27,
+    Repeat,
+    Reversible,
+    ReversibleALF2,
+    ReversibleALF4,
+    ReversibleALF6,
+    ReversibleALF8,
+    ReversibleYoshida4,
+    ReversibleYoshida6,
+    ReversibleYoshida8,
+    State,
+    Step,
+    StormerVerlet,
+    SymplecticComposition4,
+    SymplecticComposition6,
+    SymplecticComposition8,
 )
+
+
+__version__ = importlib.metadata.version("diffrax_reversible")
+
+__all__ = [
+    "ALF",
+    "ALFComposition",
+    "AbstractALFComposition",
+    "AbstractReversibleSolver",
+    "AbstractUpdate",
+    "AbstractUpdateSolver",
+    "Add",
+    "EES25",
+    "EES27",
+    "InterpolatedAdjoint",
+    "RecordedState",
+    "RecordedSteps",
+    "Repeat",
+    "ReplayedSteps",
+    "Reversible",
+    "ReversibleALF2",
+    "ReversibleALF4",
+    "ReversibleALF6",
+    "ReversibleALF8",
+    "ReversibleAdjoint",
+    "ReversibleYoshida4",
+    "ReversibleYoshida6",
+    "ReversibleYoshida8",
+    "State",
+    "Step",
+    "StepRecord",
+    "StormerVerlet",
+    "SymplecticAdjoint",
+    "SymplecticComposition4",
+    "SymplecticComposition6",
+    "SymplecticComposition8",
+]

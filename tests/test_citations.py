@@ -6,6 +6,7 @@ import pytest
 from diffrax_reversible import (
     ALF,
     EES25,
+    EES27,
     InterpolatedAdjoint,
     Reversible,
     ReversibleAdjoint,
@@ -16,8 +17,11 @@ from diffrax_reversible import (
     ReversibleYoshida4,
     ReversibleYoshida6,
     ReversibleYoshida8,
+    StormerVerlet,
     SymplecticAdjoint,
-    SymplecticComposition,
+    SymplecticComposition4,
+    SymplecticComposition6,
+    SymplecticComposition8,
 )
 
 
@@ -90,8 +94,11 @@ def test_fractions(capsys, solver, key):
     [
         (Reversible(diffrax.Tsit5()), "mccallum2024efficient"),
         (EES25(), "shmelev2025explicit"),
-        (SymplecticComposition(order=4), "blanes2002practical"),
-        (SymplecticComposition(order=8), "kahan1997composition"),
+        (EES27(), "shmelev2025explicit"),
+        (StormerVerlet(), "hairer2003geometric"),
+        (SymplecticComposition4(), "blanes2002practical"),
+        (SymplecticComposition6(), "blanes2002practical"),
+        (SymplecticComposition8(), "kahan1997composition"),
     ],
 )
 def test_other_solvers(capsys, solver, key):

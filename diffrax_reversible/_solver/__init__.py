@@ -1,5 +1,4 @@
 from .alf.base import AbstractALFComposition as AbstractALFComposition
-from .alf.grid import propose_grid as propose_grid
 from .alf.mali import ALF as ALF
 from .alf.named import (
     ReversibleALF2 as ReversibleALF2,
@@ -11,18 +10,20 @@ from .alf.named import (
     ReversibleYoshida8 as ReversibleYoshida8,
 )
 from .alf.own import ALFComposition as ALFComposition
+from .base import AbstractReversibleSolver as AbstractReversibleSolver
 from .runge_kutta.coupling import Reversible as Reversible
 from .runge_kutta.ees import EES25 as EES25, EES27 as EES27
-from .runge_kutta.tableau import (
-    combine as combine,
-    full_tableau_of as full_tableau_of,
-    with_differentiable_stages as with_differentiable_stages,
+from .symplectic.composition import (
+    SymplecticComposition4 as SymplecticComposition4,
+    SymplecticComposition6 as SymplecticComposition6,
+    SymplecticComposition8 as SymplecticComposition8,
 )
-from .symplectic.composition import SymplecticComposition as SymplecticComposition
 from .symplectic.stormer_verlet import StormerVerlet as StormerVerlet
-from .updates.solver import AbstractReversibleSolver as AbstractReversibleSolver
+from .updates.solver import AbstractUpdateSolver as AbstractUpdateSolver
 from .updates.update import (
-    AbstractShift as AbstractShift,
     AbstractUpdate as AbstractUpdate,
+    Add as Add,
+    Repeat as Repeat,
     State as State,
+    Step as Step,
 )

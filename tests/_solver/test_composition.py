@@ -1,6 +1,9 @@
+import functools as ft
+
 import diffrax
 import jax.numpy as jnp
 import pytest
+from jaxtyping import TypeCheckError
 
 from diffrax_reversible import (
     ALFComposition,
@@ -9,11 +12,12 @@ from diffrax_reversible import (
     ReversibleALF6,
     ReversibleYoshida8,
 )
-from diffrax_reversible._solver.alf.coefficients_high import BLANES_MOAN6
-from diffrax_reversible._solver.alf.coefficients_low import ALF4
+from diffrax_reversible._solver.alf import coefficients
+from diffrax_reversible._solver.alf.coefficients import ALF4, BLANES_MOAN6
 
 
 _half = (0.5, 0.5)
+_tables = {name: x for name, x in vars(coefficients).items() if name.isupper()}
 
 
 @pytest.mark.parametrize(
@@ -40,13 +44,16 @@ _half = (0.5, 0.5)
             dict(fractions=_half, order=2, error_weights=(-1, 1), error_order=0),
             "must be a positive number",
         ),
+        (
+            dict(fractions=_half, order=2, error_weights=(-1, 1), error_order=3),
+            "goes with the power 2 of the step",
+        ),
         (dict(fractions=_half, order=2, interpolant=((1.0,),)), "one or more rows"),
         (dict(fractions=_half, order=2, interpolant=()), "one or more rows"),
         (
             dict(fractions=_half, order=2, interpolation="stages"),
             "Use `interpolation='hermite'`",
         ),
-        (dict(fractions=_half, order=2, interpolation="cubic"), "must be one of"),
     ),
 )
 def test_refused(arguments, message):
@@ -54,10 +61,53 @@ def test_refused(arguments, message):
         ALFComposition(**arguments)
 
 
-@pytest.mark.parametrize("interpolation", ("stages", "linear"))
-def test_named_refused(interpolation):
-    with pytest.raises(ValueError, match=r"`ReversibleALF2\(interpolation="):
-        ReversibleALF2(interpolation=interpolation)
+@pytest.mark.parametrize("name", _tables)
+def test_order(name):
+    """What each list says of itself is true, and it is not more than that."""
+    table = _tables[name]
+    estimate = dict(error_weights=table.error_weights, error_order=table.error_order)
+    solver = ALFComposition(table.fractions, table.order, **estimate)
+    assert solver.order(None) == table.order
+    with pytest.raises(ValueError, match=f"order .* is {table.order}\\. Say"):
+        ALFComposition(table.fractions, table.order + 2)
+    if table.error_order is not None:
+        estimate["error_order"] += 1
+        with pytest.raises(ValueError, match=f"Say `error_order={table.error_order}`"):
+            ALFComposition(table.fractions, table.order, **estimate)
+
+
+def _symmetric(*half):
+    """An odd list: these, what is left in the middle, and these backwards."""
+    return (*half, 1 - 2 * sum(half), *half[::-1])
+
+
+@pytest.mark.parametrize(
+    "fractions, order",
+    (
+        ((1.0,), 2),
+        (_symmetric(1 / (2 - 2 ** (1 / 3))), 4),
+        (_symmetric(1 / (4 - 4 ** (1 / 3)), 1 / (4 - 4 ** (1 / 3))), 4),
+        (_symmetric(1 / (2 - 2 ** (1 / 3)) + 1e-6), 2),
+        ((0.25,) * 4, 2),
+    ),
+)
+def test_order_of_odd_lists(fractions, order):
+    """Of the solution: the solver state is of order 2 here."""
+    assert ALFComposition(fractions, order).order(None) == order
+    with pytest.raises(ValueError, match=rf"order .* is {order}\. Say"):
+        ALFComposition(fractions, 10)
+
+
+def test_named_refused():
+    with pytest.raises(ValueError, match=r"`ReversibleALF2\(interpolation='stages'"):
+        ReversibleALF2(interpolation="stages")
+
+
+@pytest.mark.parametrize("make", (ReversibleALF2, ft.partial(ALFComposition, _half, 2)))
+def test_unknown_interpolation(make):
+    # Here in the tests, types are checked first.
+    with pytest.raises((ValueError, TypeCheckError), match="interpolation"):
+        make(interpolation="cubic")
 
 
 @pytest.mark.parametrize(
@@ -68,9 +118,9 @@ def test_own_is_named(named, table):
     own = ALFComposition(
         list(table.fractions),
         table.order,
-        [table.error_scale * e for e in table.error_weights],
-        table.error_order,
-        table.interpolant,
+        error_weights=[table.error_scale * e for e in table.error_weights],
+        error_order=table.error_order,
+        interpolant=table.interpolant,
     )
     term = diffrax.ODETerm(lambda t, y, args: jnp.sin(y[::-1] + t))
     y0 = jnp.array([0.4, -0.9])

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from diffrax import (
     AbstractTerm,
@@ -15,72 +14,55 @@ from diffrax import (
 from jaxtyping import Array, PyTree
 
 from ..._compat import ω
-from ..._types import Args, RealScalarLike, VF, Y
-from ..updates.side_step import SideStepInterpolation
-from ..updates.solver import AbstractReversibleSolver
-from ..updates.update import AbstractShift, AbstractUpdate, State
+from ..._tree import outer, scale
+from ..updates.solver import AbstractUpdateSolver
+from ..updates.update import AbstractUpdate, Repeat, State, Step
 from .composition import Composition
-from .damping import Relax, relaxation
-from .grid import check_grid, check_range, OnGrid, snap
+from .damping import Relax
+from .grid import check_grid, check_range, OnGrid, propose_grid, snap
 from .interpolation import StageInterpolation
-from .jump import Jump
+from .jump import jumps
 
 
-class Substep(eqx.Module):
-    """`drift`: the share of the control that moves `z`; `t`: the time at which the
-    vector field is evaluated after it; `weights`: of that value in each of the sums."""
+class Drift(AbstractUpdate):
+    """`z += v dX`"""
 
-    drift: PyTree
-    t: Array
-    weights: Array | None
+    control: PyTree
+    grid: float | None = eqx.field(static=True, default=None)
 
+    def read(self, state):
+        return state.solver_state
 
-class Drift(AbstractShift):
-    grid: float | None = eqx.field(default=None, static=True)
+    def evaluate(self, terms, args, point):
+        return snap(terms.prod(point, self.control), self.grid)
 
-    def write(self, terms, state, substep):
-        z, v = state.y, state.solver_state
-        z = (z**ω + snap(terms.prod(v, substep.drift), self.grid) ** ω).ω
-        z, v = check_range((z, v), self.grid)
-        return State(z, v, state.sums)
+    def write(self, state, k):
+        z = check_range((state.y**ω + k**ω).ω, state.solver_state, self.grid)
+        return State(z, state.solver_state), None
 
-    def unwrite(self, terms, state, substep):
-        z, v = state.y, state.solver_state
-        z = (z**ω - snap(terms.prod(v, substep.drift), self.grid) ** ω).ω
-        return State(z, v, state.sums)
+    def unwrite(self, state, k):
+        return State((state.y**ω - k**ω).ω, state.solver_state)
 
 
 class Reflect(AbstractUpdate):
-    grid: float | None = eqx.field(default=None, static=True)
+    """`v = 2 f(t, z) - v`. Contributes `f` times each of the weights."""
+
+    t: Array
+    weights: Array
+    grid: float | None = eqx.field(static=True, default=None)
 
     def read(self, state):
         return state.y
 
-    def evaluate(self, terms, args, point, substep):
-        return terms.vf(substep.t, point, args)
+    def evaluate(self, terms, args, point):
+        return terms.vf(self.t, point, args)
 
-    def write(self, state, k, substep):
+    def write(self, state, k):
+        return self.unwrite(state, k), [scale(w, k) for w in self.weights]
+
+    def unwrite(self, state, k):
         v = (2 * snap(k, self.grid) ** ω - state.solver_state**ω).ω
-        return State(state.y, v, add_weighted(state.sums, substep.weights, k))
-
-    def unwrite(self, state, k, substep):
-        v = (2 * snap(k, self.grid) ** ω - state.solver_state**ω).ω
-        return State(state.y, v, add_weighted(state.sums, -substep.weights, k))
-
-
-def add_weighted(sums: list[PyTree], weights: Array, k: PyTree) -> list[PyTree]:
-    """Adds the multiples of a stage value to the sums; to none, if there are none."""
-    return [
-        jtu.tree_map(lambda s, k: s + weights[i].astype(k.real.dtype) * k, total, k)
-        for i, total in enumerate(sums)
-    ]
-
-
-def shares(control: PyTree, parts: np.ndarray) -> PyTree:
-    """The parts of a control, stacked along a leading axis."""
-    return jtu.tree_map(
-        lambda c: jnp.tensordot(parts.astype(jnp.result_type(c)), c, axes=0), control
-    )
+        return State(state.y, v)
 
 
 def fixed(composition: Composition) -> Any:
@@ -88,7 +70,7 @@ def fixed(composition: Composition) -> Any:
     return eqx.field(default=composition, init=False, repr=False, static=True)
 
 
-class AbstractALFComposition(AbstractReversibleSolver):
+class AbstractALFComposition(AbstractUpdateSolver):
     r"""Base class of the compositions of asynchronous-leapfrog steps.
 
     One asynchronous-leapfrog step of a fraction $g$ of the step $h$ is
@@ -111,12 +93,28 @@ class AbstractALFComposition(AbstractReversibleSolver):
 
     The parasitic mode: $v - f$ changes its sign with each stage, and where the flow
     contracts like $e^{-a t}$ it grows like $e^{a t}$. See `damping`.
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @misc{maslovskaya2024adaptive,
+            title={Adaptive higher order reversible integrators for memory efficient
+                   deep learning},
+            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen,
+                    Christian and Singh, Pranav and Wembe, Boris},
+            year={2024},
+            eprint={2410.09537},
+            archivePrefix={arXiv}
+        }
+        ```
     """
 
     composition: eqx.AbstractVar[Composition]
     damping: float = eqx.field(default=0.0, static=True)
     grid: float | None = eqx.field(default=None, static=True)
-    interpolation: str | None = eqx.field(default=None, static=True)
+    interpolation: Literal["stages", "hermite"] | None = eqx.field(
+        default=None, static=True
+    )
 
     term_structure: ClassVar = AbstractTerm
 
@@ -134,7 +132,7 @@ class AbstractALFComposition(AbstractReversibleSolver):
                     f"`{name}(damping=..., grid=...)`: damping merges points of a "
                     "grid, and cannot be undone bit for bit. Use one of the two."
                 )
-        known = (None, "stages", "hermite", "side_step")
+        known = (None, "stages", "hermite")
         if self.interpolation not in known:
             raise ValueError(
                 f"`{name}(interpolation={self.interpolation!r})` must be "
@@ -164,38 +162,46 @@ class AbstractALFComposition(AbstractReversibleSolver):
         return rows.reshape(-1, len(self.composition.fractions))
 
     @property
-    def interpolates_from_start(self) -> bool:
-        return self.interpolation == "side_step"
-
-    @property
     def interpolation_cls(self) -> Callable:  # pyright: ignore
-        if self.interpolates_from_start:
-            return SideStepInterpolation
         if self._by_stages:
             return StageInterpolation
         return ThirdOrderHermitePolynomialInterpolation
 
-    def order(self, terms: PyTree[AbstractTerm]) -> int:
+    @staticmethod
+    def propose_grid(bound: float, dtype: Any = None) -> float:
+        r"""The finest grid for `grid=...` on which the state can be twice as large as
+        `bound`.
+
+        **Arguments:**
+
+        - `bound`: of the absolute value of every component of the solution and of the
+            vector field, at the stages of the steps as well.
+        - `dtype`: of the state. Defaults to JAX's default floating-point dtype.
+
+        **Returns:**
+
+        The power of two $q$ with $2 \cdot \text{bound} \leq q\, 2^p$, in which $p$ is
+        the number of digits of the dtype: 24 for float32, 53 for float64. So the grid is
+        about as fine as the rounding at the bound itself.
+
+        **Raises:** `ValueError` if `bound` is not a positive number.
+        """
+        return propose_grid(bound, dtype)
+
+    def order(self, terms):
         del terms
         return self.composition.order
 
-    def error_order(self, terms: PyTree[AbstractTerm]) -> int | None:
+    def error_order(self, terms):
         if self.composition.error_order is None:
             return self.order(terms)
         return self.composition.error_order
 
-    def init(
-        self,
-        terms: AbstractTerm,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        args: Args,
-    ) -> VF:
+    def init(self, terms, t0, t1, y0, args):
         del t1
         return snap(terms.vf(t0, y0, args), self.grid)
 
-    def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
+    def func(self, terms, t0, y0, args):
         if self.composition.error_weights is None:
             # Only the choice of a first step asks for this.
             raise ValueError(
@@ -207,55 +213,38 @@ class AbstractALFComposition(AbstractReversibleSolver):
             )
         return terms.vf(t0, y0, args)
 
-    def updates(self, terms, t0, t1):
+    def updates(self, terms, t0, t1, made_jump):
         g = np.array(self.composition.fractions)
         drifts = (np.append(g, 0.0) + np.append(0.0, g)) / 2
         middles = np.cumsum(g) - g / 2
-        control = terms.contr(t0, t1)
+        dX = terms.contr(t0, t1)
         h = t1 - t0
         t = jnp.asarray(t0 + jnp.asarray(middles, jnp.result_type(h)) * h)
-        weights = jnp.asarray(self._weights.T)
-        drift, reflect = Drift(self.grid), Reflect(self.grid)
+        drift = Drift(outer(drifts[:-1], dX), self.grid)
+        reflect = Reflect(t, jnp.asarray(self._weights.T), self.grid)
         updates = [
-            ((drift, reflect), Substep(shares(control, drifts[:-1]), t, weights)),
-            ((drift,), Substep(shares(control, drifts[-1:]), t[-1:], None)),
+            *jumps(t0, made_jump, self.grid),
+            Repeat((drift, reflect)),
+            Drift(scale(drifts[-1], dX), self.grid),
         ]
         if self.grid is not None:
-            updates = [((OnGrid(self.grid),), t[:1]), *updates]
+            updates = [OnGrid(self.grid), *updates]
         if self.damping > 0:
-            relax = Relax(type(self).__name__)
-            updates = [*updates, ((relax,), relaxation(self.damping, t0, t1))]
-        return updates
+            exponent = self.damping * jnp.abs(h)
+            updates = [*updates, Relax(t1, exponent, type(self).__name__)]
 
-    def jump(self):
-        return Jump(self.grid)
+        def dense_info(state0, state1, sums):
+            ends = dict(y0=snap(state0.y, self.grid), y1=state1.y)
+            if self._by_stages:
+                assert self.composition.interpolant is not None
+                sums = sums[: len(self.composition.interpolant)]
+                return ends | dict(coefficients=tuple(terms.prod(s, dX) for s in sums))
+            k0 = terms.prod(state0.solver_state, dX)
+            return ends | dict(k0=k0, k1=terms.prod(state1.solver_state, dX))
 
-    def zero_sums(self, y, solver_state):
-        del y
-        zeros = jtu.tree_map(jnp.zeros_like, solver_state)
-        return [zeros for _ in self._weights]
-
-    def error(self, terms, t0, t1, state0, state1):
-        del state0
-        if self.composition.error_weights is None:
-            return None
-        return terms.prod(state1.sums[-1], terms.contr(t0, t1))
-
-    def dense_info_start(self, terms, t0, t1, state0):
-        y0 = snap(state0.y, self.grid)
-        if self._by_stages:
-            return dict(y0=y0)
-        k0 = terms.prod(state0.solver_state, terms.contr(t0, t1))
-        return dict(y0=y0, k0=k0)
-
-    def dense_info_end(self, terms, t0, t1, state1):
-        control = terms.contr(t0, t1)
-        if not self._by_stages:
-            return dict(y1=state1.y, k1=terms.prod(state1.solver_state, control))
-        assert self.composition.interpolant is not None
-        rows = len(self.composition.interpolant)
-        coefficients = tuple(terms.prod(s, control) for s in state1.sums[:rows])
-        return dict(y1=state1.y, coefficients=coefficients)
+        has_error = self.composition.error_weights is not None
+        error = lambda sums: terms.prod(sums[-1], dX)
+        return Step(updates, error if has_error else None, dense_info)
 
 
 # What the fields of all compositions mean.
@@ -271,12 +260,11 @@ options = r"""
     (and so is the initial state), with the derivative of the identity: then a step is
     undone bit for bit, as long as the solution and the vector field are below
     $2^{24} q$ in float32 and $2^{53} q$ in float64, which is checked when it is run.
-    See [`diffrax_reversible.propose_grid`][]. Not together with `damping`.
+    `propose_grid` of the solver proposes one. Not together with `damping`.
 - `interpolation`: how `SaveAt(ts=...)` and `SaveAt(dense=True)` interpolate.
     `"stages"`: a polynomial of the stage values, which does not see the drift of $v$
     away from the vector field. `"hermite"`: the cubic through both ends with the
-    slopes $v$. `"side_step"`: a shorter step of the method itself to every save time,
-    which is as accurate as the steps, and takes the evaluations of a step for each
-    save time, in the reverse sweep as well; for `SaveAt(ts=...)` only. `None`: the
-    first where the composition has such a polynomial, else the second.
+    slopes $v$. `None`: the first where the composition has such a polynomial, else the
+    second. Where neither is accurate enough, land on the save times with
+    `diffrax.ClipStepSizeController(..., step_ts=ts)`.
 """

@@ -3,9 +3,7 @@
 import dataclasses
 import math
 
-
-def numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in text.split())
+from .order import error_order_of, order_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +11,7 @@ class Composition:
     """A list of fractions `g` of the step `h`, each taken by one asynchronous-leapfrog
     step, and the weights of the quantities that come with it for free.
 
-    - `order`: the order of `z`, and of `v`.
+    - `order`: the order of `z`.
     - `fractions`: `g`; sum to one; palindromic.
     - `error_weights`: `e`; the estimate of the local error is
         `error_scale h sum e_i f_i`. The weights are antisymmetric, so that a drift of
@@ -28,14 +26,12 @@ class Composition:
 
         uses no `v` either. `None`: no such interpolant.
     - `interpolant_order`: the order of its local error.
-    - `source`: where the fractions come from.
     """
 
     order: int
     fractions: tuple[float, ...]
-    error_weights: tuple[float, ...] | None
-    error_order: int | None
-    source: str
+    error_weights: tuple[float, ...] | None = None
+    error_order: int | None = None
     interpolant: tuple[tuple[float, ...], ...] | None = None
     interpolant_order: int | None = None
     error_scale: float = 1.0
@@ -49,10 +45,7 @@ def _check_finite(name: str, values: tuple[float, ...]) -> None:
 
 
 def check_composition(composition: Composition) -> None:
-    """Checks what can be checked of a user's own composition.
-
-    **Raises:** `ValueError`.
-    """
+    """Raises `ValueError` for a composition that is not what it says."""
     order, g = composition.order, composition.fractions
     e, error_order = composition.error_weights, composition.error_order
     P = composition.interpolant
@@ -76,6 +69,12 @@ def check_composition(composition: Composition) -> None:
             "`ALFComposition(order=...)` must be a positive even number, as the order "
             f"of every palindromic composition is, and it is {order}."
         )
+    if (found := order_of(g, order)) < order:
+        raise ValueError(
+            f"`ALFComposition(fractions, order={order})`: the order of these fractions "
+            f"is {found}. Say `order={found}`, or give the fractions to double "
+            "precision, if that is what they lack."
+        )
     if (e is None) != (error_order is None):
         raise ValueError(
             "`ALFComposition(error_weights=..., error_order=...)`: give both, for "
@@ -98,6 +97,12 @@ def check_composition(composition: Composition) -> None:
             raise ValueError(
                 "`ALFComposition(error_order=...)` must be a positive number, the "
                 f"power of the step that the estimate goes with; it is {error_order}."
+            )
+        if (found := error_order_of(g, e, error_order)) < error_order:
+            raise ValueError(
+                f"`ALFComposition(error_weights=..., error_order={error_order})`: this "
+                f"estimate goes with the power {found} of the step. Say "
+                f"`error_order={found}`."
             )
     if P is not None:
         for row in P:

@@ -9,27 +9,11 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ..updates.update import AbstractShift, State
+from ..updates.update import AbstractUpdate
 
 
 def propose_grid(bound: float, dtype=None) -> float:
-    r"""The finest grid for `ReversibleALF4(grid=...)` and its relatives on which the
-    state can be twice as large as `bound`.
-
-    **Arguments:**
-
-    - `bound`: of the absolute value of every component of the solution and of the
-        vector field, at the stages of the steps as well.
-    - `dtype`: of the state. Defaults to JAX's default floating-point dtype.
-
-    **Returns:**
-
-    The power of two $q$ with $2 \cdot \text{bound} \leq q\, 2^p$, in which $p$ is the
-    number of digits of the dtype: 24 for float32, 53 for float64. So the grid is about
-    as fine as the rounding at the bound itself.
-
-    **Raises:** `ValueError` if `bound` is not a positive number.
-    """
+    """See `AbstractALFComposition.propose_grid`."""
     if not 0 < bound < math.inf:
         raise ValueError(f"`propose_grid({bound!r})` needs a positive bound.")
     dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
@@ -62,13 +46,16 @@ def _(grid, primals, tangents):
     return _snap(x, grid), tangent
 
 
-def check_range(x: PyTree, grid: float | None) -> PyTree:
-    """Raises, when it is run, where the multiples of `grid` are not exact any more."""
+def check_range(z: PyTree, v: PyTree, grid: float | None) -> PyTree:
+    """`z`; raises, when it is run, where `z` or `v` is so large that the multiples of
+    `grid` are not exact any more."""
     if grid is None:
-        return x
-    large = [jnp.any(_size(a) > grid * 2.0 ** _digits(a.dtype)) for a in _leaves(x)]
+        return z
+    large = [
+        jnp.any(_size(a) > grid * 2.0 ** _digits(a.dtype)) for a in _leaves((z, v))
+    ]
     return eqx.error_if(
-        x,
+        z,
         ft.reduce(jnp.logical_or, large, jnp.array(False)),
         f"With `grid={grid!r}` the solution or the vector field has become so large "
         "that multiples of the grid are no longer exact in its dtype, and a step could "
@@ -91,17 +78,20 @@ def _size(x):
     return jnp.abs(x)
 
 
-class OnGrid(AbstractShift):
+class OnGrid(AbstractUpdate):
     """Puts the initial state on the grid. It changes nothing later on, and it is not
     undone: the reverse of the first step leads to the rounded initial state."""
 
     grid: float = eqx.field(static=True)
 
-    def write(self, terms, state, substep):
-        del terms, substep
-        y, solver_state = snap((state.y, state.solver_state), self.grid)
-        return State(y, solver_state, state.sums)
+    def read(self, state):
+        return None
 
-    def unwrite(self, terms, state, substep):
-        del terms, substep
+    def evaluate(self, terms, args, point):
+        return None
+
+    def write(self, state, k):
+        return snap(state, self.grid), None
+
+    def unwrite(self, state, k):
         return state

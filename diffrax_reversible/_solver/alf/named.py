@@ -4,53 +4,44 @@ from diffrax import AbstractStratonovichSolver, AbstractTerm
 from jaxtyping import PyTree
 
 from .base import AbstractALFComposition, fixed, options
-from .coefficients_high import (
+from .coefficients import (
+    ALF2,
+    ALF4,
     BLANES_MOAN6,
     KAHAN_LI8,
     SOFRONIOU_SPALETTA8,
+    YOSHIDA4,
     YOSHIDA6,
 )
-from .coefficients_low import ALF2, ALF4, YOSHIDA4
 from .composition import Composition
 
 
 class ReversibleALF2(AbstractALFComposition, AbstractStratonovichSolver):
-    r"""Two asynchronous-leapfrog half steps: reversible, of order 2.
+    """Two asynchronous-leapfrog half steps: reversible, of order 2.
 
     For low accuracy, rough vector fields and noisy training, where its short step
     costs least. For a small error use [`diffrax_reversible.ReversibleALF4`][], which
     needs many times fewer evaluations for an error of 1e-7.
 
-    - Order: 2; the error estimate is of order 2 in the step.
-    - Cost: 2 evaluations of the vector field per step, and 2 per step in the reverse
-        sweep of [`diffrax_reversible.ReversibleAdjoint`][].
+    - Order: 2; the error estimate is of order 2 in the step. When used to solve SDEs, it
+        converges to the Stratonovich solution.
+    - Cost: 2 evaluations of the vector field per step, forwards and in reverse.
     - Memory: two copies of the state.
-    - Dense output (`SaveAt(ts=...)`): cubic Hermite interpolation.
-
-    ??? cite "Reference"
-
-        ```bibtex
-        @misc{maslovskaya2024adaptive,
-            title={Adaptive higher order reversible integrators for memory efficient
-                   deep learning},
-            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen,
-                    Christian and Singh, Pranav and Wembe, Boris},
-            year={2024},
-            eprint={2410.09537},
-            archivePrefix={arXiv}
-        }
-        ```
+    - Dense output: cubic Hermite interpolation.
+    - Source: theorem 3.1 of the reference of
+        [`diffrax_reversible.AbstractALFComposition`][].
     """
 
     composition: Composition = fixed(ALF2)
 
     def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
+        """One half; with additive or commutative noise the order is one."""
         del terms
         return 0.5
 
 
 class ReversibleALF4(AbstractALFComposition):
-    r"""A composition of five asynchronous-leapfrog steps: reversible, of order 4.
+    """A composition of five asynchronous-leapfrog steps: reversible, of order 4.
 
     The solver to start with. All its stages lie inside the step. For an error below
     about 1e-7 use [`diffrax_reversible.ReversibleALF6`][].
@@ -58,28 +49,11 @@ class ReversibleALF4(AbstractALFComposition):
     - Order: 4; the error estimate is of order 4 in the step. The solver state, a second
         copy of the vector field, is of order 4 where the steps vary smoothly and of
         order 3 where they do not.
-    - Cost: 5 evaluations of the vector field per step, and 5 per step in the reverse
-        sweep of [`diffrax_reversible.ReversibleAdjoint`][].
+    - Cost: 5 evaluations of the vector field per step, forwards and in reverse.
     - Memory: two copies of the state, and three more where there is dense output.
-    - Dense output (`SaveAt(ts=...)`): a polynomial of the stage values, of local order
-        4. Its error was 0.5 to 3 times the largest error of the nodes on our test
-        problems.
-
-    The fractions were derived for this package.
-
-    ??? cite "Reference"
-
-        ```bibtex
-        @misc{maslovskaya2024adaptive,
-            title={Adaptive higher order reversible integrators for memory efficient
-                   deep learning},
-            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen,
-                    Christian and Singh, Pranav and Wembe, Boris},
-            year={2024},
-            eprint={2410.09537},
-            archivePrefix={arXiv}
-        }
-        ```
+    - Dense output: a polynomial of the stage values, of local order 4. Its error was 0.5
+        to 3 times the largest error of the nodes on our test problems.
+    - Source: the fractions were derived for this package.
     """
 
     composition: Composition = fixed(ALF4)
@@ -93,15 +67,16 @@ class ReversibleALF6(AbstractALFComposition):
     vector fields use [`diffrax_reversible.ReversibleALF4`][].
 
     - Order: 6; the error estimate is of order 6 in the step.
-    - Cost: 20 evaluations of the vector field per step, and 20 per step in the reverse
-        sweep of [`diffrax_reversible.ReversibleAdjoint`][].
+    - Cost: 20 evaluations of the vector field per step, forwards and in reverse.
     - Memory: two copies of the state, and five more where there is dense output.
-    - Dense output (`SaveAt(ts=...)`): a polynomial of the stage values, of local order
-        5. Its error was 1 to 17 times the largest error of the nodes on our test
-        problems. Where that is too much, land on the save times with
+    - Dense output: a polynomial of the stage values, of local order 5. Its error was 1
+        to 17 times the largest error of the nodes on our test problems. Where that is
+        too much, land on the save times with
         `diffrax.ClipStepSizeController(..., step_ts=ts)`.
 
     ??? cite "Reference"
+
+        The fractions are S10 of table 2 of
 
         ```bibtex
         @article{blanes2002practical,
@@ -114,15 +89,6 @@ class ReversibleALF6(AbstractALFComposition):
             pages={313--330},
             year={2002}
         }
-        @misc{maslovskaya2024adaptive,
-            title={Adaptive higher order reversible integrators for memory efficient
-                   deep learning},
-            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen,
-                    Christian and Singh, Pranav and Wembe, Boris},
-            year={2024},
-            eprint={2410.09537},
-            archivePrefix={arXiv}
-        }
         ```
     """
 
@@ -130,18 +96,17 @@ class ReversibleALF6(AbstractALFComposition):
 
 
 class ReversibleALF8(AbstractALFComposition):
-    r"""A composition of 42 asynchronous-leapfrog steps: reversible, of order 8.
+    """A composition of 42 asynchronous-leapfrog steps: reversible, of order 8.
 
     For errors below about 1e-10 on smooth problems, in float64. Otherwise use
     [`diffrax_reversible.ReversibleALF6`][].
 
     - Order: 8; the error estimate is of order 8 in the step.
-    - Cost: 42 evaluations of the vector field per step, and 42 per step in the reverse
-        sweep of [`diffrax_reversible.ReversibleAdjoint`][].
+    - Cost: 42 evaluations of the vector field per step, forwards and in reverse.
     - Memory: two copies of the state, and six more where there is dense output.
-    - Dense output (`SaveAt(ts=...)`): a polynomial of the stage values, of local order
-        7. Its error was 1 to 26 times the largest error of the nodes on our test
-        problems. Where that is too much, land on the save times with
+    - Dense output: a polynomial of the stage values, of local order 7. Its error was 1
+        to 26 times the largest error of the nodes on our test problems. Where that is
+        too much, land on the save times with
         `diffrax.ClipStepSizeController(..., step_ts=ts)`.
 
     ??? cite "Reference"
@@ -157,15 +122,6 @@ class ReversibleALF8(AbstractALFComposition):
             pages={597--613},
             year={2005}
         }
-        @misc{maslovskaya2024adaptive,
-            title={Adaptive higher order reversible integrators for memory efficient
-                   deep learning},
-            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen,
-                    Christian and Singh, Pranav and Wembe, Boris},
-            year={2024},
-            eprint={2410.09537},
-            archivePrefix={arXiv}
-        }
         ```
     """
 
@@ -173,18 +129,17 @@ class ReversibleALF8(AbstractALFComposition):
 
 
 class ReversibleYoshida4(AbstractALFComposition):
-    r"""Yoshida's triple jump, each jump two asynchronous-leapfrog half steps:
+    """Yoshida's triple jump, each jump two asynchronous-leapfrog half steps:
     reversible, of order 4.
 
     To compare with the literature. [`diffrax_reversible.ReversibleALF4`][] needs about
     four times fewer evaluations for the same error.
 
     - Order: 4; the error estimate is of order 4 in the step.
-    - Cost: 6 evaluations of the vector field per step, and 6 per step in the reverse
-        sweep of [`diffrax_reversible.ReversibleAdjoint`][].
+    - Cost: 6 evaluations of the vector field per step, forwards and in reverse. Some are
+        outside of the step, by 1.4% of its length.
     - Memory: two copies of the state.
-    - Dense output (`SaveAt(ts=...)`): cubic Hermite interpolation.
-    - The vector field is evaluated outside the step, too, by 1.4% of its length.
+    - Dense output: cubic Hermite interpolation.
 
     ??? cite "Reference"
 
@@ -197,15 +152,6 @@ class ReversibleYoshida4(AbstractALFComposition):
             number={5--7},
             pages={262--268},
             year={1990}
-        }
-        @misc{maslovskaya2024adaptive,
-            title={Adaptive higher order reversible integrators for memory efficient
-                   deep learning},
-            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen,
-                    Christian and Singh, Pranav and Wembe, Boris},
-            year={2024},
-            eprint={2410.09537},
-            archivePrefix={arXiv}
         }
         ```
     """
@@ -214,60 +160,36 @@ class ReversibleYoshida4(AbstractALFComposition):
 
 
 class ReversibleYoshida6(AbstractALFComposition):
-    r"""Yoshida's composition of seven factors, each two asynchronous-leapfrog half
+    """Yoshida's composition of seven factors, each two asynchronous-leapfrog half
     steps: reversible, of order 6.
 
     To compare with the literature. [`diffrax_reversible.ReversibleALF6`][] needs two to
     four times fewer evaluations for the same error.
 
     - Order: 6; the error estimate is of order 6 in the step.
-    - Cost: 14 evaluations of the vector field per step, and 14 per step in the reverse
-        sweep of [`diffrax_reversible.ReversibleAdjoint`][].
+    - Cost: 14 evaluations of the vector field per step, forwards and in reverse.
     - Memory: two copies of the state.
-    - Dense output (`SaveAt(ts=...)`): cubic Hermite interpolation, whose local order is
-        4 only. Land on the save times with
-        `diffrax.ClipStepSizeController(..., step_ts=ts)` instead.
-
-    ??? cite "Reference"
-
-        ```bibtex
-        @article{yoshida1990construction,
-            title={Construction of higher order symplectic integrators},
-            author={Yoshida, Haruo},
-            journal={Physics Letters A},
-            volume={150},
-            number={5--7},
-            pages={262--268},
-            year={1990}
-        }
-        @misc{maslovskaya2024adaptive,
-            title={Adaptive higher order reversible integrators for memory efficient
-                   deep learning},
-            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen,
-                    Christian and Singh, Pranav and Wembe, Boris},
-            year={2024},
-            eprint={2410.09537},
-            archivePrefix={arXiv}
-        }
-        ```
+    - Dense output: cubic Hermite interpolation, whose local order is 4 only. Land on the
+        save times with `diffrax.ClipStepSizeController(..., step_ts=ts)` instead.
+    - Source: solution A of the reference of
+        [`diffrax_reversible.ReversibleYoshida4`][].
     """
 
     composition: Composition = fixed(YOSHIDA6)
 
 
 class ReversibleYoshida8(AbstractALFComposition):
-    r"""A composition of 17 factors of Yoshida's symmetric kind, found by Kahan and Li,
+    """A composition of 17 factors of Yoshida's symmetric kind, found by Kahan and Li,
     each two asynchronous-leapfrog half steps: reversible, of order 8.
 
     For steps that are given only: it has no error estimate. For adaptive steps use
     [`diffrax_reversible.ReversibleALF8`][].
 
     - Order: 8; no error estimate.
-    - Cost: 34 evaluations of the vector field per step, and 34 per step in the reverse
-        sweep of [`diffrax_reversible.ReversibleAdjoint`][].
+    - Cost: 34 evaluations of the vector field per step, forwards and in reverse.
     - Memory: two copies of the state.
-    - Dense output (`SaveAt(ts=...)`): cubic Hermite interpolation, whose local order is
-        4 only. Land on the save times, with `diffrax.StepTo` for example.
+    - Dense output: cubic Hermite interpolation, whose local order is 4 only. Land on the
+        save times, with `diffrax.StepTo` for example.
 
     **Raises:** `ValueError` or `RuntimeError` with an adaptive step size controller.
 
@@ -283,15 +205,6 @@ class ReversibleYoshida8(AbstractALFComposition):
             number={219},
             pages={1089--1099},
             year={1997}
-        }
-        @misc{maslovskaya2024adaptive,
-            title={Adaptive higher order reversible integrators for memory efficient
-                   deep learning},
-            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen,
-                    Christian and Singh, Pranav and Wembe, Boris},
-            year={2024},
-            eprint={2410.09537},
-            archivePrefix={arXiv}
         }
         ```
     """

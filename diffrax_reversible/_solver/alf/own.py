@@ -1,6 +1,7 @@
 """Compositions of asynchronous-leapfrog steps of the user's own."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import equinox as eqx
 
@@ -11,21 +12,22 @@ from .composition import check_composition, Composition
 class ALFComposition(AbstractALFComposition):
     """A composition of asynchronous-leapfrog steps of your own, given by its fractions.
 
-    Use it for a composition that is not among the named ones. The order is yours to
-    know: that of the splitting method with these fractions, in which the vector field
-    is one operator and the reflection of the off-manifold part the other. With an odd
-    number of fractions the solver state has order 2 only, unless further conditions
-    hold, as they do for those of [`diffrax_reversible.ReversibleALF4`][].
+    Use it for a composition that is not among the named ones.
 
+    - Order: the one that you say, if the fractions have it, which is checked. It is that
+        of the solution. With an odd number of fractions the solver state has order 2
+        only, unless a further condition holds, as it does for
+        [`diffrax_reversible.ReversibleALF4`][].
     - Cost: one evaluation of the vector field per fraction and step, and as many in the
         reverse sweep of [`diffrax_reversible.ReversibleAdjoint`][].
     - Memory: two copies of the state, and one more for each row of `interpolant` where
         there is dense output.
+    - Dense output (`SaveAt(ts=...)`): by `interpolant`, or cubic Hermite interpolation.
 
     **Raises:** `ValueError` if the fractions do not sum to one to within 1e-12 or do
-    not read the same backwards, if the order is not even, or if the lengths of the
-    arguments do not match. `ValueError` or `RuntimeError` with an adaptive step size
-    controller and no `error_weights`.
+    not read the same backwards, if they or the error estimate have a lower order than
+    they are said to have, or if the lengths of the arguments do not match. `ValueError`
+    or `RuntimeError` with an adaptive step size controller and no `error_weights`.
     """
 
     composition: Composition = eqx.field(static=True)
@@ -34,34 +36,28 @@ class ALFComposition(AbstractALFComposition):
         self,
         fractions: Sequence[int | float],
         order: int,
+        *,
         error_weights: Sequence[int | float] | None = None,
         error_order: int | None = None,
         interpolant: Sequence[Sequence[int | float]] | None = None,
-        *,
         damping: float = 0.0,
         grid: float | None = None,
-        interpolation: str | None = None,
+        interpolation: Literal["stages", "hermite"] | None = None,
     ):
+        floats = lambda values: tuple(map(float, values))
         self.composition = Composition(
             order=order,
-            fractions=_floats(fractions),
-            error_weights=None if error_weights is None else _floats(error_weights),
+            fractions=floats(fractions),
+            error_weights=None if error_weights is None else floats(error_weights),
             error_order=error_order,
-            source="",
-            interpolant=(
-                None
-                if interpolant is None
-                else tuple(_floats(row) for row in interpolant)
-            ),
+            interpolant=None
+            if interpolant is None
+            else tuple(map(floats, interpolant)),
         )
         check_composition(self.composition)
         self.damping = damping
         self.grid = grid
         self.interpolation = interpolation
-
-
-def _floats(values: Sequence[int | float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
 
 
 ALFComposition.__init__.__doc__ = rf"""**Arguments:**

@@ -7,12 +7,10 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import (
-    AbstractERK,
     AbstractItoSolver,
     AbstractSolver,
     AbstractStratonovichSolver,
     AbstractTerm,
-    Euler,
     LeapfrogMidpoint,
     ReversibleHeun,
     SemiImplicitEuler,
@@ -21,43 +19,38 @@ from diffrax import (
 from jaxtyping import Array, PyTree
 
 from ..._compat import is_sde, ω
-from ..._types import Args, RealScalarLike, VF, Y
-from ..updates.solver import AbstractReversibleSolver
-from ..updates.update import AbstractShift, AbstractUpdate, State
-from .tableau import combine, evaluate_stages, scale, tableau_of
+from ..._tree import add, combine, scale
+from ..base import AbstractReversibleSolver
+from ..updates.solver import AbstractUpdateSolver
+from ..updates.update import AbstractUpdate, Repeat, State, Step
+from .tableau import evaluate_stages, steps_by_tableau, tableau_of
 
 
-class _Substep(eqx.Module):
-    """One of the two base steps: from the start of the step to its end, or back.
+class _Couple(AbstractUpdate):
+    """`y = damping y + (1 - damping) z + sign Psi(t, h, z)`, with `Psi` the increment of
+    a base step. Contributes its error estimate and its first slope, weighted.
 
+    - `kind`: of the base solver.
     - `t`, `h`, `control`: where the base step starts, and what it is to step.
-    - `damping`: the coupling parameter, or one.
-    - `sign`: with which the increment is added.
-    - `error`, `slope0`, `slope1`: the weights of the base step's error estimate and of
-        the slope at its start in the sums.
+    - `weights`: of the error estimate, of the slope in that of the other base step, and
+        of the slope at the start and at the end of the whole step.
     """
 
+    kind: type[AbstractSolver] = eqx.field(static=True)
     t: Array
     h: Array
     control: PyTree
     damping: Array
     sign: Array
-    error: Array
-    error_end: Array
-    slope0: Array
-    slope1: Array
-
-
-class _Couple(AbstractUpdate):
-    solver: AbstractSolver
+    weights: dict[str, Array]
 
     def read(self, state):
         return state.solver_state
 
-    def evaluate(self, terms, args, point, substep):
-        tableau = tableau_of(self.solver)
+    def evaluate(self, terms, args, point):
+        tableau = tableau_of(self.kind)
         stages = evaluate_stages(
-            tableau, terms, substep.t, substep.h, point, args, substep.control
+            tableau, terms, self.t, self.h, point, args, self.control
         )
         return dict(
             increment=combine(tableau.b, stages),
@@ -65,44 +58,43 @@ class _Couple(AbstractUpdate):
             slope=jtu.tree_map(lambda x: x[0], stages),
         )
 
-    def _sums(self, k, substep):
-        slope0 = scale(substep.slope0, k["slope"])
-        slope1 = scale(substep.slope1, k["slope"])
-        if k["error"] is None:
-            return dict(slope0=slope0, slope1=slope1)
-        end = scale(substep.error_end, k["slope"])
-        error = (scale(substep.error, k["error"]) ** ω + end**ω).ω
-        return dict(error=error, slope0=slope0, slope1=slope1)
-
-    def write(self, state, k, substep):
-        y, z = state.y, state.solver_state
+    def write(self, state, k):
         y = (
-            scale(substep.damping, y) ** ω
-            + scale(1 - substep.damping, z) ** ω
-            + scale(substep.sign, k["increment"]) ** ω
+            scale(self.damping, state.y) ** ω
+            + scale(1 - self.damping, state.solver_state) ** ω
+            + scale(self.sign, k["increment"]) ** ω
         ).ω
-        return State(y, z, (state.sums**ω + self._sums(k, substep) ** ω).ω)
+        w, slope = self.weights, k["slope"]
+        sums = dict(k0=scale(w["slope0"], slope), k1=scale(w["slope1"], slope))
+        if k["error"] is not None:
+            end = scale(w["error_end"], slope)
+            sums["error"] = add(scale(w["error"], k["error"]), end)
+        return State(y, state.solver_state), sums
 
-    def unwrite(self, state, k, substep):
-        y, z = state.y, state.solver_state
+    def unwrite(self, state, k):
         y = (
-            y**ω
-            - scale(1 - substep.damping, z) ** ω
-            - scale(substep.sign, k["increment"]) ** ω
+            state.y**ω
+            - scale(1 - self.damping, state.solver_state) ** ω
+            - scale(self.sign, k["increment"]) ** ω
         ).ω
-        y = scale(1 / substep.damping, y)
-        return State(y, z, (state.sums**ω - self._sums(k, substep) ** ω).ω)
+        return State(scale(1 / self.damping, y), state.solver_state)
 
 
-class _Swap(AbstractShift):
-    def write(self, terms, state, substep):
-        return State(state.solver_state, state.y, state.sums)
+class _Swap(AbstractUpdate):
+    def read(self, state):
+        return None
 
-    def unwrite(self, terms, state, substep):
-        return State(state.solver_state, state.y, state.sums)
+    def evaluate(self, terms, args, point):
+        return None
+
+    def write(self, state, k):
+        return self.unwrite(state, k), None
+
+    def unwrite(self, state, k):
+        return State(state.solver_state, state.y)
 
 
-class Reversible(AbstractReversibleSolver, AbstractStratonovichSolver):
+class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
     r"""Makes an explicit Runge-Kutta solver reversible, by coupling two copies of the
     solution: `y`, and the solver state $z$, which starts as a copy of `y`.
 
@@ -172,11 +164,11 @@ class Reversible(AbstractReversibleSolver, AbstractStratonovichSolver):
                 f"`Reversible({name}())`: `{name}` is reversible already. Use it as it "
                 "is."
             )
-        # Not `isinstance`, which would also ask the solver inside of a wrapped solver.
-        if not issubclass(kind, AbstractERK | Euler):
+        if not steps_by_tableau(kind):
             raise ValueError(
                 f"`Reversible({name}())`: only explicit Runge-Kutta solvers can be made "
-                "reversible, for example `Reversible(diffrax.Tsit5())`."
+                "reversible, for example `Reversible(diffrax.Tsit5())`, and only if they "
+                "do not override `step`."
             )
         if not 0 < coupling_parameter <= 1:
             raise ValueError(
@@ -186,23 +178,16 @@ class Reversible(AbstractReversibleSolver, AbstractStratonovichSolver):
         self.solver = solver
         self.coupling_parameter = float(coupling_parameter)
 
-    def order(self, terms: PyTree[AbstractTerm]) -> int | None:
+    def order(self, terms):
         return self.solver.order(terms)
 
-    def strong_order(self, terms: PyTree[AbstractTerm]) -> RealScalarLike | None:
+    def strong_order(self, terms):
         return self.solver.strong_order(terms)
 
-    def error_order(self, terms: PyTree[AbstractTerm]) -> RealScalarLike | None:
+    def error_order(self, terms):
         return self.solver.error_order(terms)
 
-    def init(
-        self,
-        terms: AbstractTerm,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        args: Args,
-    ) -> Y:
+    def init(self, terms, t0, t1, y0, args):
         """As [`diffrax.AbstractSolver.init`][].
 
         **Raises:** `ValueError` for an SDE, if the base solver does not converge to its
@@ -222,47 +207,37 @@ class Reversible(AbstractReversibleSolver, AbstractStratonovichSolver):
             )
         return y0
 
-    def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
+    def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def updates(self, terms, t0, t1):
-        tableau = tableau_of(self.solver)
+    def updates(self, terms, t0, t1, made_jump):
+        del made_jump
         pair = lambda x, y: jtu.tree_map(lambda x, y: jnp.stack([x, y]), x, y)
         control, h = terms.contr(t0, t1), t1 - t0
-        substeps = _Substep(
+        error_end = tableau_of(type(self.solver)).error_end
+        couple = _Couple(
+            kind=type(self.solver),
             t=pair(t0, t1),
             h=pair(h, -h),
             control=pair(control, jtu.tree_map(jnp.negative, control)),
             damping=jnp.array([self.coupling_parameter, 1.0]),
             sign=jnp.array([1.0, -1.0]),
-            error=jnp.array([1.0, 0.0]),
-            error_end=jnp.array([0.0, -tableau.error_end]),
-            slope0=jnp.array([1.0, 0.0]),
-            slope1=jnp.array([0.0, -1.0]),
+            weights=dict(
+                error=jnp.array([1.0, 0.0]),
+                error_end=jnp.array([0.0, -error_end]),
+                slope0=jnp.array([1.0, 0.0]),
+                slope1=jnp.array([0.0, -1.0]),
+            ),
         )
-        return [((_Couple(self.solver), _Swap()), substeps)]
 
-    def jump(self):
-        return None
+        def dense_info(state0, state1, sums):
+            return dict(y0=state0.y, y1=state1.y, k0=sums["k0"], k1=sums["k1"])
 
-    def zero_sums(self, y, solver_state):
-        del solver_state
-        names = ["slope0", "slope1"]
-        if tableau_of(self.solver).error is not None:
-            names.append("error")
-        return {name: jtu.tree_map(jnp.zeros_like, y) for name in names}
-
-    def error(self, terms, t0, t1, state0, state1):
-        del terms, t0, t1, state0
-        return state1.sums.get("error")
-
-    def dense_info_start(self, terms, t0, t1, state0):
-        del terms, t0, t1
-        return dict(y0=state0.y)
-
-    def dense_info_end(self, terms, t0, t1, state1):
-        del terms, t0, t1
-        return dict(y1=state1.y, k0=state1.sums["slope0"], k1=state1.sums["slope1"])
+        has_error = tableau_of(type(self.solver)).error is not None
+        error = lambda sums: sums["error"]
+        return Step(
+            [Repeat((couple, _Swap()))], error if has_error else None, dense_info
+        )
 
 
 Reversible.__init__.__doc__ = """**Arguments:**

@@ -13,19 +13,14 @@ from diffrax import (
     RESULTS,
     ThirdOrderHermitePolynomialInterpolation,
 )
-from jaxtyping import PyTree
 
 from ..._compat import is_sde, ω
+from ..._tree import combine
 from ..._types import (
-    Args,
-    BoolScalarLike,
     DenseInfo,
-    FloatScalarLike,
-    RealScalarLike,
-    VF,
-    Y,
 )
-from .tableau import combine, evaluate_stages, Tableau
+from ..base import AbstractReversibleSolver
+from .tableau import evaluate_stages, Tableau
 
 
 def _dense_info(y0, y1, k0) -> DenseInfo:
@@ -34,7 +29,9 @@ def _dense_info(y0, y1, k0) -> DenseInfo:
     return dict(y0=y0, y1=y1, k0=k0, k1=k1)
 
 
-class AbstractEES(AbstractAdaptiveSolver, AbstractStratonovichSolver):
+class AbstractEES(
+    AbstractReversibleSolver, AbstractAdaptiveSolver, AbstractStratonovichSolver
+):
     """Base class of the explicit and effectively symmetric Runge-Kutta schemes."""
 
     tableau: eqx.AbstractClassVar[Tableau]
@@ -44,45 +41,29 @@ class AbstractEES(AbstractAdaptiveSolver, AbstractStratonovichSolver):
         Callable[..., ThirdOrderHermitePolynomialInterpolation]
     ] = ThirdOrderHermitePolynomialInterpolation
 
-    def order(self, terms: PyTree[AbstractTerm]) -> int:
+    def order(self, terms):
         """Two."""
         del terms
         return 2
 
-    def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
+    def strong_order(self, terms):
         """One half; with additive or commutative noise the order is one."""
         del terms
         return 0.5
 
-    def error_order(self, terms: PyTree[AbstractTerm]) -> RealScalarLike | None:
+    def error_order(self, terms):
         """Three, and for an SDE one."""
         return 1.0 if is_sde(terms) else 3
 
-    def init(
-        self,
-        terms: AbstractTerm,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        args: Args,
-    ) -> None:
+    def init(self, terms, t0, t1, y0, args):
         """As [`diffrax.AbstractSolver.init`][]."""
         del terms, t0, t1, y0, args
 
-    def func(self, terms: AbstractTerm, t0: RealScalarLike, y0: Y, args: Args) -> VF:
+    def func(self, terms, t0, y0, args):
         """As [`diffrax.AbstractSolver.func`][]."""
         return terms.vf(t0, y0, args)
 
-    def step(
-        self,
-        terms: AbstractTerm,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        args: Args,
-        solver_state: None,
-        made_jump: BoolScalarLike,
-    ) -> tuple[Y, Y, DenseInfo, None, RESULTS]:
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """As [`diffrax.AbstractSolver.step`][]."""
         del solver_state, made_jump
         tableau = self.tableau
@@ -95,17 +76,7 @@ class AbstractEES(AbstractAdaptiveSolver, AbstractStratonovichSolver):
         k0 = jtu.tree_map(lambda x: x[0], stages)
         return y1, y_error, _dense_info(y0, y1, k0), None, RESULTS.successful
 
-    def backward_step(
-        self,
-        terms: AbstractTerm,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y1: Y,
-        args: Args,
-        ts_state: tuple[FloatScalarLike, ...],
-        solver_state: None,
-        made_jump: BoolScalarLike,
-    ) -> tuple[Y, DenseInfo, None, RESULTS]:
+    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
         """Almost the inverse of `step`: a step from `t1` to `t0`.
 
         Arguments and results as for
@@ -123,25 +94,22 @@ class AbstractEES(AbstractAdaptiveSolver, AbstractStratonovichSolver):
 
 class EES25(AbstractEES):
     """An explicit and effectively symmetric Runge-Kutta scheme: of order 2, with
-    three stages, and nearly reversible. A step of `-h` undoes a step of `h` up to an
-    error of order `h^6`, so that the reverse sweep follows the solve with an error of
-    order `h^5`.
+    three stages, and nearly reversible.
 
-    It keeps one copy of the solution only, and so has no parasitic mode: use it with
-    [`diffrax_reversible.ReversibleAdjoint`][] for problems that contract, for which the
-    exactly reversible solvers become unstable. The error that remains in a gradient is
-    that of the reversal, of order `h^5`, while the solution itself has one of order
-    `h^2`. Do not use it where the
-    gradient must be exact, or with large steps. `ReversibleAdjoint(rtol=...)` says what
-    error of the reversal to accept; it raises for a larger one.
+    A step of `-h` undoes a step of `h` up to an error of order `h^6`, so the reverse
+    sweep follows the solve with an error of order `h^5`, and so does the gradient; the
+    solution itself has one of order `h^2`. There is one copy of the solution only, and
+    so no parasitic mode: use it with [`diffrax_reversible.ReversibleAdjoint`][] for
+    problems that contract, for which the exactly reversible solvers become unstable. Do
+    not use it where the gradient must be exact, or with large steps.
+    `ReversibleAdjoint(reversal_rtol=...)` says what error of the reversal to accept.
 
-    It has an error estimate of third order for adaptive steps, and a parabola for
-    `SaveAt(ts=...)` and dense output. When used to solve SDEs, it converges to the
-    Stratonovich solution.
-
-    **Cost** per step: three evaluations of the vector field forward, six in the
-    reverse sweep (a step back, and the step again), and three vector-Jacobian products.
-    Memory: that of one step.
+    - Order: 2; the error estimate is of order 3 in the step. When used to solve SDEs, it
+        converges to the Stratonovich solution.
+    - Cost: 3 evaluations of the vector field per step, 6 in the reverse sweep (a step
+        back, and the step again), and 3 vector-Jacobian products.
+    - Memory: that of one step.
+    - Dense output: a parabola.
 
     ??? cite "Reference"
 
@@ -170,37 +138,25 @@ _r = 1 / np.sqrt(2)
 
 class EES27(AbstractEES):
     """An explicit and effectively symmetric Runge-Kutta scheme: of order 2, with
-    four stages, and nearly reversible. A step of `-h` undoes a step of `h` up to an
-    error of order `h^8`, so that the reverse sweep follows the solve with an error of
-    order `h^7`.
+    four stages, and nearly reversible.
 
-    It keeps one copy of the solution only, and so has no parasitic mode: use it with
-    [`diffrax_reversible.ReversibleAdjoint`][] for problems that contract, for which the
-    exactly reversible solvers become unstable. The error that remains in a gradient is
-    that of the reversal, of order `h^7`, while the solution itself has one of order
-    `h^2`. [`diffrax_reversible.EES25`][] costs one evaluation less. Do not use it where the
-    gradient must be exact, or with large steps. `ReversibleAdjoint(rtol=...)` says what
-    error of the reversal to accept; it raises for a larger one.
+    A step of `-h` undoes a step of `h` up to an error of order `h^8`, so the reverse
+    sweep follows the solve with an error of order `h^7`, and so does the gradient; the
+    solution itself has one of order `h^2`. There is one copy of the solution only, and
+    so no parasitic mode: use it with [`diffrax_reversible.ReversibleAdjoint`][] for
+    problems that contract, for which the exactly reversible solvers become unstable. Do
+    not use it where the gradient must be exact, or with large steps;
+    [`diffrax_reversible.EES25`][] costs one evaluation less.
+    `ReversibleAdjoint(reversal_rtol=...)` says what error of the reversal to accept.
 
-    It has an error estimate of third order for adaptive steps, and a parabola for
-    `SaveAt(ts=...)` and dense output. When used to solve SDEs, it converges to the
-    Stratonovich solution.
+    - Order: 2; the error estimate is of order 3 in the step. When used to solve SDEs, it
+        converges to the Stratonovich solution.
+    - Cost: 4 evaluations of the vector field per step, 8 in the reverse sweep (a step
+        back, and the step again), and 4 vector-Jacobian products.
+    - Memory: that of one step.
+    - Dense output: a parabola.
 
-    **Cost** per step: four evaluations of the vector field forward, eight in the
-    reverse sweep (a step back, and the step again), and four vector-Jacobian products.
-    Memory: that of one step.
-
-    ??? cite "Reference"
-
-        ```bibtex
-        @misc{shmelev2025explicit,
-            title={Explicit and Effectively Symmetric Schemes for Neural {SDE}s},
-            author={Shmelev, Daniil and Salvi, Cristopher},
-            year={2025},
-            eprint={2509.20599},
-            archivePrefix={arXiv}
-        }
-        ```
+    The reference is that of [`diffrax_reversible.EES25`][].
     """
 
     tableau: ClassVar[Tableau] = Tableau(

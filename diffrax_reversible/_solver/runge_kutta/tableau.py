@@ -7,10 +7,18 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from diffrax import AbstractERK, AbstractRungeKutta, AbstractSolver, AbstractTerm, Euler
+from diffrax import (
+    AbstractERK,
+    AbstractRungeKutta,
+    AbstractSolver,
+    AbstractTerm,
+    ButcherTableau,
+    Euler,
+)
 from jaxtyping import PyTree
 
 from ..._compat import ω
+from ..._tree import combine
 from ..._types import Args, RealScalarLike, Y
 
 
@@ -44,12 +52,26 @@ def with_differentiable_stages(solver: AbstractSolver) -> AbstractSolver:
     return jtu.tree_map(one, solver, is_leaf=is_leaf)
 
 
-def full_tableau_of(solver: AbstractSolver) -> Tableau:
-    """Of diffrax's explicit Runge-Kutta solvers, and of [`diffrax.Euler`][]."""
-    if isinstance(solver, Euler):
+def steps_by_tableau(kind: type[AbstractSolver]) -> bool:
+    """Whether solvers of this class step as their tableau says: explicit Runge-Kutta
+    solvers that do not override how diffrax makes a step."""
+    if issubclass(kind, Euler):
+        return kind.step is Euler.step and kind.init is Euler.init
+    return (
+        issubclass(kind, AbstractERK)
+        and kind.step is AbstractERK.step
+        and kind.init is AbstractERK.init
+        and isinstance(kind.tableau, ButcherTableau)
+    )
+
+
+def full_tableau_of(kind: type[AbstractSolver]) -> Tableau:
+    """The tableau of one of diffrax's explicit Runge-Kutta solvers, or of
+    [`diffrax.Euler`][]."""
+    if issubclass(kind, Euler):
         return Tableau(np.zeros((1, 1)), np.ones(1), np.zeros(1), None, 0.0)
-    assert isinstance(solver, AbstractERK)
-    tableau: Any = solver.tableau
+    assert issubclass(kind, AbstractERK)
+    tableau: Any = kind.tableau
     s = len(tableau.b_sol)
     a = np.zeros((s, s))
     for i, row in enumerate(tableau.a_lower):
@@ -57,31 +79,15 @@ def full_tableau_of(solver: AbstractSolver) -> Tableau:
     return Tableau(a, tableau.b_sol, np.append(0.0, tableau.c), tableau.b_error, 0.0)
 
 
-def tableau_of(solver: AbstractSolver) -> Tableau:
-    """The same, without a last stage that the step itself has no use for."""
-    full = full_tableau_of(solver)
+def tableau_of(kind: type[AbstractSolver]) -> Tableau:
+    """The tableau without a last stage that the step itself has no use for."""
+    full = full_tableau_of(kind)
     a, b, c, error, _ = full
     if error is not None and b[-1] == 0 and np.array_equal(a[-1], b):
         # The slope at the end of the step (FSAL), which the other base step starts
         # with.
         return Tableau(a[:-1, :-1], b[:-1], c[:-1], error[:-1], float(error[-1]))
     return full
-
-
-def scale(factor, x: PyTree) -> PyTree:
-    """`factor * x` in the dtype of `x`."""
-    product = lambda x: jnp.asarray(factor, jnp.finfo(jnp.result_type(x)).dtype) * x
-    return jtu.tree_map(product, x)
-
-
-def combine(weights, stages: PyTree) -> PyTree:
-    """The sum of the stages, along their leading axis."""
-
-    def add(stages):
-        w = jnp.asarray(weights, stages.dtype)
-        return jnp.tensordot(w, stages, axes=1, precision=lax.Precision.HIGHEST)
-
-    return jtu.tree_map(add, stages)
 
 
 def evaluate_stages(

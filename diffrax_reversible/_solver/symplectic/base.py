@@ -4,17 +4,13 @@ import abc
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from diffrax import AbstractTerm, LocalLinearInterpolation
-from jaxtyping import Array, PyTree
 
-from ..._compat import ω
-from ..._types import Args, RealScalarLike, VF, Y
-from ..updates.solver import AbstractReversibleSolver
-from ..updates.update import AbstractUpdate, State
+from ..._tree import outer
+from ..updates.solver import AbstractUpdateSolver
+from ..updates.update import Add, Repeat, Step
 
 
 class Moves(NamedTuple):
@@ -28,39 +24,7 @@ class Moves(NamedTuple):
     nodes: np.ndarray
 
 
-class _Substep(eqx.Module):
-    """For each of the two terms: the time at which it is evaluated, and its share of the
-    control; `None` for one that is not."""
-
-    t: PyTree[Array]
-    control: PyTree[Array]
-
-
-class _Move(AbstractUpdate):
-    """`y[i] += f_i(t, y[1 - i]) dX_i`"""
-
-    component: int = eqx.field(static=True)
-
-    def read(self, state):
-        return state.y[1 - self.component]
-
-    def evaluate(self, terms, args, point, substep):
-        i = self.component
-        return terms[i].vf_prod(substep.t[i], point, args, substep.control[i])
-
-    def write(self, state, k, substep):
-        return self._moved(state, k)
-
-    def unwrite(self, state, k, substep):
-        return self._moved(state, (-(k**ω)).ω)
-
-    def _moved(self, state, k):
-        q, p = state.y
-        y = ((q**ω + k**ω).ω, p) if self.component == 0 else (q, (p**ω + k**ω).ω)
-        return State(y, state.solver_state, state.sums)
-
-
-class AbstractSplitting(AbstractReversibleSolver):
+class AbstractSplitting(AbstractUpdateSolver):
     r"""Base class of the solvers for a pair of terms `(f, g)` and a state `(q, p)`,
 
     $\mathrm{d}q = f(t, p) \,\mathrm{d}t, \quad \mathrm{d}p = g(t, q) \,\mathrm{d}t$
@@ -77,74 +41,31 @@ class AbstractSplitting(AbstractReversibleSolver):
     def moves(self) -> tuple[Moves, Moves]:
         """The moves of `q` and of `p`, which are made in turn, `q` first."""
 
-    def init(
-        self,
-        terms: tuple[AbstractTerm, AbstractTerm],
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        args: Args,
-    ) -> None:
+    def init(self, terms, t0, t1, y0, args):
         """As [`diffrax.AbstractSolver.init`][]."""
         del terms, t0, t1, y0, args
 
-    def func(
-        self,
-        terms: tuple[AbstractTerm, AbstractTerm],
-        t0: RealScalarLike,
-        y0: Y,
-        args: Args,
-    ) -> VF:
+    def func(self, terms, t0, y0, args):
         """As [`diffrax.AbstractSolver.func`][]."""
         f, g = terms
         q, p = y0
         return f.vf(t0, p, args), g.vf(t0, q, args)
 
-    def updates(self, terms, t0, t1):
+    def updates(self, terms, t0, t1, made_jump):
+        del made_jump
         h = t1 - t0
+        places = (lambda s: s.y[0], lambda s: s.y[1])
 
-        def share(shares, control):
-            product = lambda x: jnp.tensordot(
-                jnp.asarray(shares, jnp.result_type(x)), x, axes=0
-            )
-            return jtu.tree_map(product, control)
-
-        def substeps(moves):
-            dtype = jnp.result_type(h)
-            return _Substep(
-                [
-                    None if m is None else t0 + jnp.asarray(m.nodes, dtype) * h
-                    for m in moves
-                ],
-                [
-                    None if m is None else share(m.shares, term.contr(t0, t1))
-                    for m, term in zip(moves, terms)
-                ],
-            )
+        def move(i, shares, nodes):
+            nodes = jnp.asarray(nodes, jnp.result_type(h))
+            dX = outer(shares, terms[i].contr(t0, t1))
+            term = lambda terms: terms[i]
+            return Add(places[i], places[1 - i], t0 + nodes * h, dX, term)
 
         q, p = self.moves()
         pairs = len(p.shares)
-        first = Moves(*[x[:pairs] for x in q]), p
-        updates: list = [((_Move(0), _Move(1)), substeps(first))]
+        first = [x[:pairs] for x in q]
+        updates = [Repeat((move(0, *first), move(1, *p)))]
         if len(q.shares) > pairs:
-            last = Moves(*[x[pairs:] for x in q]), None
-            updates.append(((_Move(0),), substeps(last)))
-        return updates
-
-    def jump(self):
-        return None
-
-    def zero_sums(self, y, solver_state):
-        del y, solver_state
-        return ()
-
-    def error(self, terms, t0, t1, state0, state1):
-        del terms, t0, t1, state0, state1
-
-    def dense_info_start(self, terms, t0, t1, state0):
-        del terms, t0, t1
-        return dict(y0=state0.y)
-
-    def dense_info_end(self, terms, t0, t1, state1):
-        del terms, t0, t1
-        return dict(y1=state1.y)
+            updates.append(Repeat((move(0, *[x[pairs:] for x in q]),)))
+        return Step(updates)

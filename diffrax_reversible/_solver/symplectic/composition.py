@@ -1,21 +1,28 @@
 """Symplectic solvers for separable Hamiltonian systems."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import numpy as np
-from diffrax import AbstractTerm
-from jaxtyping import PyTree
 
-from ..alf.coefficients_high import BLANES_MOAN6, KAHAN_LI8
-from ..alf.coefficients_low import ALF2, BLANES_MOAN4
+from ..alf.coefficients import BLANES_MOAN4, BLANES_MOAN6, KAHAN_LI8
 from ..alf.composition import Composition
 from .base import AbstractSplitting, Moves
 
 
-_compositions = {2: ALF2, 4: BLANES_MOAN4, 6: BLANES_MOAN6, 8: KAHAN_LI8}
-
-
 class AbstractSymplecticComposition(AbstractSplitting):
-    """Base class of the compositions of moves of `q` and `p`.
+    """Base class of the compositions of moves of `q` and `p`: symplectic,
+    time-symmetric and reversible.
+
+    They are for Hamiltonian systems over long times, like n-body problems, where their
+    energy error stays bounded. Terms are a pair `(f, g)` and the state is a pair
+    `(q, p)`, as for [`diffrax.SemiImplicitEuler`][]; put the expensive term, the forces,
+    second. Do not use them where the steps must adapt: they have no error estimate, and
+    steps that vary with the state spoil the long-time behaviour of any symplectic method.
+
+    `SaveAt(ts=...)` and dense output are linear between the steps, of second order. Let
+    the steps land on the times, with `StepTo` or `SaveAt(steps=...)`, where that is not
+    enough. Memory is that of one evaluation.
 
     The fractions are those of a composition of asynchronous-leapfrog steps, of which
     there must be an even number: such a composition is a splitting, too. The time at
@@ -23,9 +30,9 @@ class AbstractSymplecticComposition(AbstractSplitting):
     the solver has its order also where the terms depend on time.
     """
 
-    composition: eqx.AbstractVar[Composition]
+    composition: eqx.AbstractClassVar[Composition]
 
-    def order(self, terms: PyTree[AbstractTerm]) -> int:
+    def order(self, terms):
         """The order of the composition."""
         del terms
         return self.composition.order
@@ -37,68 +44,53 @@ class AbstractSymplecticComposition(AbstractSplitting):
         return Moves(q, np.append(0.0, np.cumsum(p))), Moves(p, np.cumsum(q)[:-1])
 
 
-class SymplecticComposition(AbstractSymplecticComposition):
-    r"""The most efficient known symplectic compositions of moves of `q` and `p`, of order
-    2, 4, 6 or 8. Time-symmetric, and reversible.
+class SymplecticComposition4(AbstractSymplecticComposition):
+    """The composition S6 of Blanes and Moan: symplectic and reversible, of order 4.
 
-    Terms `(f, g)`, state `(q, p)`, and what they are for as for
-    [`diffrax_reversible.StormerVerlet`][], which is the composition of order 2. Order 4
-    is the one to try first; the higher ones pay where the energy error must be tiny.
-    `SaveAt(ts=...)` and dense output are linear between the steps, of second order: let
-    the steps land on the times, with `StepTo` or `SaveAt(steps=...)`. Some of the moves
-    go backwards, so these are not for stochastic differential equations.
+    The one to try first for Hamiltonian systems that take more accuracy than
+    [`diffrax_reversible.StormerVerlet`][] gives. Some of its moves go backwards, so it
+    is not for stochastic differential equations.
 
-    **Cost** per step: 1, 6, 10 or 17 evaluations of `g`, and one more of `f`; again in
-    the reverse sweep, with one vector-Jacobian product each. Memory: that of one
-    evaluation.
+    **Cost** per step: 7 evaluations of `f` and 6 of `g`; again in the reverse sweep, with
+    one vector-Jacobian product each.
 
-    **Raises:** `ValueError` for another order.
-
-    ??? cite "Reference"
-
-        Orders 4 and 6:
-
-        ```bibtex
-        @article{blanes2002practical,
-            title={Practical symplectic partitioned {R}unge--{K}utta and
-                   {R}unge--{K}utta--{N}ystr{\"o}m methods},
-            author={Blanes, Sergio and Moan, Per Christian},
-            journal={Journal of Computational and Applied Mathematics},
-            volume={142},
-            number={2},
-            pages={313--330},
-            year={2002}
-        }
-        ```
-
-        Order 8:
-
-        ```bibtex
-        @article{kahan1997composition,
-            title={Composition constants for raising the orders of unconventional
-                   schemes for ordinary differential equations},
-            author={Kahan, William and Li, Ren-Cang},
-            journal={Mathematics of Computation},
-            volume={66},
-            number={219},
-            pages={1089--1099},
-            year={1997}
-        }
-        ```
+    The reference is that of [`diffrax_reversible.ReversibleALF6`][].
     """
 
-    composition: Composition = eqx.field(static=True)
-
-    def __init__(self, order: int = 4):
-        if order not in _compositions:
-            raise ValueError(
-                "`SymplecticComposition(order=...)` must be one of "
-                f"{sorted(_compositions)}; got {order}."
-            )
-        self.composition = _compositions[order]
+    composition: ClassVar[Composition] = BLANES_MOAN4
 
 
-SymplecticComposition.__init__.__doc__ = """**Arguments:**
+class SymplecticComposition6(AbstractSymplecticComposition):
+    """The composition S10 of Blanes and Moan: symplectic and reversible, of order 6.
 
-- `order`: 2, 4, 6 or 8.
-"""
+    For a smaller energy error than that of
+    [`diffrax_reversible.SymplecticComposition4`][]. Some of its moves go backwards, so it
+    is not for stochastic differential equations.
+
+    **Cost** per step: 11 evaluations of `f` and 10 of `g`; again in the reverse sweep,
+    with one vector-Jacobian product each.
+
+    The reference is that of [`diffrax_reversible.ReversibleALF6`][].
+    """
+
+    composition: ClassVar[Composition] = BLANES_MOAN6
+
+
+class SymplecticComposition8(AbstractSymplecticComposition):
+    """Kahan and Li's composition of 17 factors: symplectic and reversible, of order 8.
+
+    For energy errors that must be tiny, in float64; otherwise use
+    [`diffrax_reversible.SymplecticComposition4`][] or its relative of order 6. Some of
+    its moves go backwards, so it is not for stochastic differential equations.
+
+    **Cost** per step: 18 evaluations of `f` and 17 of `g`; again in the reverse sweep,
+    with one vector-Jacobian product each.
+
+    The reference is that of [`diffrax_reversible.ReversibleYoshida8`][].
+    """
+
+    composition: ClassVar[Composition] = KAHAN_LI8
+
+
+for _cls in (SymplecticComposition4, SymplecticComposition6, SymplecticComposition8):
+    _cls.__init__.__doc__ = "**Arguments:** None"

@@ -2,15 +2,14 @@
 
 from typing import ClassVar
 
-from ..alf.coefficients_low import ALF2
+from ..alf.coefficients import ALF2
 from ..alf.composition import Composition
 from .composition import AbstractSymplecticComposition
 
 
 class StormerVerlet(AbstractSymplecticComposition):
     r"""The Stormer-Verlet method in its position form ("drift, kick, drift"), also known
-    as the leapfrog method of molecular dynamics. Symplectic, time-symmetric, of second
-    order, and reversible.
+    as the leapfrog method of molecular dynamics: symplectic and reversible, of order 2.
 
     For a pair of terms `(f, g)` and a state `(q, p)`, as
     [`diffrax.SemiImplicitEuler`][] takes them, a step is
@@ -18,11 +17,9 @@ class StormerVerlet(AbstractSymplecticComposition):
     $q \leftarrow q + \tfrac{h}{2} f(p), \quad p \leftarrow p + h g(q), \quad
      q \leftarrow q + \tfrac{h}{2} f(p)$
 
-    Use it for Hamiltonian systems over long times, like n-body problems, where its
-    energy error stays bounded; put the expensive term, the forces, second. For higher
-    accuracy see [`diffrax_reversible.SymplecticComposition`][]. Do not use it where the
-    steps must adapt: it has no error estimate, and steps that vary with the state spoil
-    the long-time behaviour of any symplectic method.
+    Use it for Hamiltonian systems over long times, like n-body problems. For higher
+    accuracy see [`diffrax_reversible.SymplecticComposition4`][]. Do not use it where the
+    steps must adapt: it has no error estimate.
 
     `SaveAt(ts=...)` and dense output are linear between the steps, of second order. Let
     the steps land on the times, with `StepTo` or `SaveAt(steps=...)`, where that is not

@@ -1,19 +1,26 @@
-"""The same updates again and again, with other coefficients."""
+"""A loop over the coefficients of repeated updates."""
 
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.core
 import jax.lax as lax
+import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import PyTree
 
 
 # About what one turn of a loop costs, in operations on numbers.
 _much_work = 10_000
 _most_copies = 7
+
+
+def _is_array(x) -> bool:
+    return isinstance(x, jax.Array | np.ndarray | np.generic)
 
 
 def _inner(eqn) -> Iterator[Any]:
@@ -48,31 +55,38 @@ def _work_of_equation(eqn) -> int | float:
 
 
 def repeat(
-    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]],
     carry: PyTree,
-    substeps: PyTree,
+    xs: PyTree,
     reverse: bool = False,
-) -> tuple[PyTree, PyTree]:
-    """`body(carry, substep) -> carry, y` over the substeps, traced once. Returns the
-    last carry, and every `y` along a leading axis.
+) -> tuple[PyTree, PyTree, PyTree]:
+    """`body(carry, x) -> carry, y, contribution` over the leading axis of the arrays in
+    `xs`, traced once. Returns the last carry, every `y` along a leading axis, and the
+    sum of the contributions.
 
     A loop costs small vector fields more than they do themselves, so that several turns
     of it become one; copies of large ones would take more memory, and long to compile.
     """
-    number = len(jtu.tree_leaves(substeps)[0])
-    first = jtu.tree_map(lambda x: x[0], substeps)
-    if number == 1:
-        carry, y = body(carry, first)
-        return carry, jtu.tree_map(lambda x: x[None], y)
-    jaxpr, shapes = jax.make_jaxpr(body, return_shape=True)(carry, first)
+    xs, static = eqx.partition(xs, _is_array)
+    number = len(jtu.tree_leaves(xs)[0])
+    first = jtu.tree_map(lambda x: x[0], xs)
+    jaxpr, shapes = jax.make_jaxpr(
+        lambda carry, x: body(carry, eqx.combine(x, static)), return_shape=True
+    )(carry, first)
     structure = jtu.tree_structure(shapes)
+    _, _, zeros = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def turn(carry, substep):
-        leaves = jtu.tree_leaves((carry, substep))
+    def turn(carry_and_total, x):
+        carry, total = carry_and_total
+        leaves = jtu.tree_leaves((carry, x))
         outputs = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *leaves)
-        return jtu.tree_unflatten(structure, outputs)
+        carry, y, contribution = jtu.tree_unflatten(structure, outputs)
+        return (carry, jtu.tree_map(jnp.add, total, contribution)), y
 
     unroll = 1
-    if _work(jaxpr.jaxpr) < _much_work:
+    if number > 1 and _work(jaxpr.jaxpr) < _much_work:
         unroll = max(n for n in range(1, _most_copies + 1) if number % n == 0)
-    return lax.scan(turn, carry, substeps, reverse=reverse, unroll=unroll)
+    (carry, total), ys = lax.scan(
+        turn, (carry, zeros), xs, reverse=reverse, unroll=unroll
+    )
+    return carry, ys, total

@@ -11,9 +11,9 @@ from diffrax_reversible import (
     ReversibleALF6,
     ReversibleALF8,
 )
-from diffrax_reversible._solver.alf.coefficients_low import BLANES_MOAN4
+from diffrax_reversible._solver.alf.coefficients import BLANES_MOAN4
 
-from ..problems import (
+from ...problems import (
     KEPLER,
     LOTKA_VOLTERRA,
     NON_AUTONOMOUS_A,
@@ -54,6 +54,7 @@ def errors(solver, problem, number):
     ]
 
 
+_slow = pytest.mark.slow
 _blanes_moan4 = ALFComposition(
     BLANES_MOAN4.fractions, 4, interpolant=BLANES_MOAN4.interpolant
 )
@@ -63,15 +64,15 @@ _blanes_moan4 = ALFComposition(
     "solver, problem, numbers, most",
     (
         (ReversibleALF4(), LOTKA_VOLTERRA, (211, 409), 1.3),
-        (ReversibleALF4(), KEPLER, (613, 1609), 1.3),
-        (ReversibleALF4(), NON_AUTONOMOUS_B, (53, 211), 1.3),
+        pytest.param(ReversibleALF4(), KEPLER, (613, 1609), 1.3, marks=_slow),
+        pytest.param(ReversibleALF4(), NON_AUTONOMOUS_B, (53, 211), 1.3, marks=_slow),
         # The errors of the nodes nearly cancel here.
-        (ReversibleALF4(), NON_AUTONOMOUS_A, (53, 211), 4),
+        pytest.param(ReversibleALF4(), NON_AUTONOMOUS_A, (53, 211), 4, marks=_slow),
         (ReversibleALF4(), VAN_DER_POL, (97, 211, 409), 30),
         (_blanes_moan4, NON_AUTONOMOUS_B, (53, 97), 4),
-        (ReversibleALF6(), LOTKA_VOLTERRA, (53, 97), 16),
+        pytest.param(ReversibleALF6(), LOTKA_VOLTERRA, (53, 97), 16, marks=_slow),
         (ReversibleALF6(), VAN_DER_POL, (53, 97), 30),
-        (ReversibleALF8(), LOTKA_VOLTERRA, (37, 61), 8),
+        pytest.param(ReversibleALF8(), LOTKA_VOLTERRA, (37, 61), 8, marks=_slow),
         (ReversibleALF8(), VAN_DER_POL, (37, 61), 30),
     ),
 )

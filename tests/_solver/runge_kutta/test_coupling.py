@@ -6,6 +6,8 @@ import pytest
 
 from diffrax_reversible import Reversible, ReversibleAdjoint, ReversibleALF2
 
+from ...helpers import jit
+
 
 def _lotka_volterra(t, y, args):
     del t, args
@@ -40,7 +42,7 @@ def _solve(field, solver, saveat, t1, y0):
         )
         return solution.ys
 
-    return jax.jit(solve)
+    return jit(solve)
 
 
 def _fitted_order(field, solver, y0, t1, steps, saveat, accurate=6000):
@@ -57,11 +59,19 @@ def _fitted_order(field, solver, y0, t1, steps, saveat, accurate=6000):
         # With the default parameter Euler's error is one of order two for many steps.
         (Reversible(diffrax.Euler(), 1.0), _lotka_volterra, (2, 2), 2, 512),
         (Reversible(diffrax.Heun()), _lotka_volterra, (2, 2), 2, 128),
-        (Reversible(diffrax.Midpoint()), _lotka_volterra, (2, 2), 2, 128),
-        (Reversible(diffrax.Ralston()), _lotka_volterra, (2, 2), 2, 128),
+        *(
+            pytest.param(
+                *(Reversible(solver), _lotka_volterra, (2, 2), 2, steps),
+                marks=pytest.mark.slow,
+            )
+            for solver, steps in (
+                (diffrax.Midpoint(), 128),
+                (diffrax.Ralston(), 128),
+                (diffrax.Dopri5(), 64),
+            )
+        ),
         (Reversible(diffrax.Bosh3()), _nonautonomous, (1, 0.5), 4, 64),
         (Reversible(diffrax.Tsit5()), _lotka_volterra, (2, 2), 2, 64),
-        (Reversible(diffrax.Dopri5()), _lotka_volterra, (2, 2), 2, 64),
         (Reversible(diffrax.Dopri8()), _nonautonomous, (1, 0.5), 4, 16),
     ],
 )

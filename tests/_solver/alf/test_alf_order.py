@@ -16,21 +16,28 @@ from diffrax_reversible import (
     ReversibleYoshida8,
 )
 
+from ...helpers import jit
+
 
 # The numbers of steps are such that the errors are above round-off and the leading
 # term of the error prevails.
+_slow = pytest.mark.slow
 _solvers = (
-    pytest.param(ALF(), 2, (100, 400), id="ALF"),
+    pytest.param(ALF(), 2, (100, 400), id="ALF", marks=_slow),
     pytest.param(ALF(0.8), 1, (200, 1600), id="ALF damped"),
-    pytest.param(ReversibleALF2(), 2, (100, 400), id="ALF2"),
+    pytest.param(ReversibleALF2(), 2, (100, 400), id="ALF2", marks=_slow),
     pytest.param(ReversibleALF4(), 4, (100, 400), id="ALF4"),
-    pytest.param(ReversibleALF4(damping=0.5), 4, (100, 400), id="ALF4 damped"),
-    pytest.param(ReversibleALF6(damping=0.5), 6, (32, 80), id="ALF6 damped"),
-    pytest.param(ReversibleYoshida4(), 4, (60, 240), id="Yoshida4"),
+    pytest.param(
+        ReversibleALF4(damping=0.5), 4, (100, 400), id="ALF4 damped", marks=_slow
+    ),
+    pytest.param(
+        ReversibleALF6(damping=0.5), 6, (32, 80), id="ALF6 damped", marks=_slow
+    ),
+    pytest.param(ReversibleYoshida4(), 4, (60, 240), id="Yoshida4", marks=_slow),
     pytest.param(ReversibleALF6(), 6, (32, 80), id="ALF6"),
-    pytest.param(ReversibleYoshida6(), 6, (40, 160), id="Yoshida6"),
+    pytest.param(ReversibleYoshida6(), 6, (40, 160), id="Yoshida6", marks=_slow),
     pytest.param(ReversibleALF8(), 8, (20, 40), id="ALF8"),
-    pytest.param(ReversibleYoshida8(), 8, (24, 44), id="Yoshida8"),
+    pytest.param(ReversibleYoshida8(), 8, (24, 44), id="Yoshida8", marks=_slow),
 )
 _end = 4.0
 
@@ -62,11 +69,13 @@ def _exact():
 def test_order(solver, order, numbers):
     exact_y, exact_v = _exact()
 
-    @jax.jit
+    @jit
     def solve(n, wave, rough):
         def node(i):
-            smooth = i / n + wave * jnp.sin(2 * jnp.pi * i / n) / (2 * jnp.pi)
-            return _end * (smooth + rough * (i % 2) / n)
+            i, number = jnp.asarray(i, float), jnp.asarray(n, float)
+            x = i / number
+            smooth = x + wave * jnp.sin(2 * jnp.pi * x) / (2 * jnp.pi)
+            return _end * (smooth + rough * (i % 2) / number)
 
         def body(i, carry):
             y, v = carry

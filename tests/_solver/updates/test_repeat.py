@@ -6,7 +6,7 @@ import pytest
 
 from diffrax_reversible._solver.updates.repeat import repeat
 
-from ..helpers import tree_difference
+from ...helpers import tree_difference
 
 
 _factors = jnp.linspace(0.5, 1.5, 6)
@@ -52,15 +52,25 @@ def test_repeat(field, size, unroll, reverse):
 
     def body(y, factor):
         y = factor * field(y)
-        return y, jnp.sum(y)
+        return y, jnp.sum(y), dict(y=y)
+
+    def plain(carry, factor):
+        y, total = carry
+        y, out, contribution = body(y, factor)
+        return (y, jax.tree.map(jnp.add, total, contribution)), out
 
     f = lambda y: repeat(body, y, _factors, reverse)
     (scan,) = [eqn for eqn in jax.make_jaxpr(f)(y).eqns if eqn.primitive.name == "scan"]
     assert scan.params["unroll"] == unroll
-    expected = lax.scan(body, y, _factors, reverse=reverse)
-    assert tree_difference(f(y), expected) < 1e-12
+    zeros = dict(y=jnp.zeros_like(y))
+    (end, total), outs = lax.scan(plain, (y, zeros), _factors, reverse=reverse)
+    assert tree_difference(f(y), (end, outs, total)) < 1e-12
 
 
 def test_one_turn():
-    y, sums = repeat(lambda y, x: (y + x, y * x), jnp.array(2.0), jnp.array([3.0]))
-    assert y == 5 and sums.tolist() == [6]
+    """What is not an array is the same in every turn."""
+    body = lambda y, x: (y + x["x"], y * x["x"], None if x["kind"] == "b" else y)
+    xs = dict(x=jnp.array([3.0]), kind="a")
+    y, products, total = repeat(body, jnp.array(2.0), xs)
+    assert y == 5 and products.tolist() == [6] and total == 2
+    assert repeat(body, jnp.array(2.0), xs | dict(kind="b"))[2] is None

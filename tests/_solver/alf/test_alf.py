@@ -16,7 +16,7 @@ from diffrax_reversible import (
     ReversibleALF4,
 )
 
-from ..helpers import (
+from ...helpers import (
     jit,
     leaf_differences,
     loss,
@@ -27,7 +27,6 @@ from ..helpers import (
     step_to,
     term,
     tree_difference,
-    weigh,
 )
 
 
@@ -36,11 +35,13 @@ def _order(solver: Any) -> int:
 
 
 # The orders above 4 need ranges of steps of their own: see test_alf_order.py.
-_low_order = [p for p in SOLVERS if _order(*p.values) <= 4]
+# diffrax's own `ReversibleHeun` does not step back by itself.
+_OURS = [p for p in SOLVERS if hasattr(p.values[0], "backward_step")]
+_low_order = [p for p in _OURS if _order(*p.values) <= 4]
 
 
 # MALI's damping amplifies rounding in every step back, here by 1.67 ** 1000.
-_undamped = [p for p in SOLVERS if p.id != "MALI damped"]
+_undamped = [p for p in _OURS if p.id != "MALI damped"]
 
 
 def _nonautonomous_a(t, y, args):
@@ -115,8 +116,23 @@ def _fitted_order(sizes, errors):
     return slope
 
 
-@pytest.mark.parametrize("equal", (True, False), ids=("equal", "unequal"))
-@pytest.mark.parametrize("field, y0", _problems[:2])
+_slow = pytest.mark.slow
+_unequal = pytest.mark.parametrize(
+    "equal",
+    (pytest.param(True, id="equal", marks=_slow), pytest.param(False, id="unequal")),
+)
+
+
+def _all_but(index, params):
+    """These are slow."""
+    return [
+        pytest.param(*p.values, id=p.id, marks=() if i == index else _slow)
+        for i, p in enumerate(params)
+    ]
+
+
+@_unequal
+@pytest.mark.parametrize("field, y0", _all_but(1, _problems[:2]))
 @pytest.mark.parametrize("solver", _low_order)
 def test_order(solver, field, y0, equal):
     """Of `y`, and of the solver state as an approximation of the vector field."""
@@ -127,7 +143,7 @@ def test_order(solver, field, y0, equal):
     coupled = isinstance(solver, Reversible)
     true_v = true_y if coupled else field(t1, true_y, None)
     order = solver.order(diffrax.ODETerm(field))
-    walk = jax.jit(lambda nodes: _walk(field, solver, y0, nodes))
+    walk = jit(lambda nodes: _walk(field, solver, y0, nodes))
     # Of a low order the leading term is alone only in small steps.
     counts = np.array([80, 120, 180, 270]) * {1: 32, 2: 2}.get(order, 1)
     # The same uneven spacing at every number of steps, refined: random steps that are
@@ -147,7 +163,7 @@ def test_order(solver, field, y0, equal):
     assert found == pytest.approx((order, order), abs=0.15)
 
 
-@pytest.mark.parametrize("field, y0", _problems)
+@pytest.mark.parametrize("field, y0", _all_but(0, _problems))
 @pytest.mark.parametrize("solver", _low_order)
 def test_error_estimate(solver, field, y0):
     """Scales as it says and is above the true local error, but not by far."""
@@ -155,7 +171,7 @@ def test_error_estimate(solver, field, y0):
     t0, y0 = 0.3, jnp.array(y0)
     sizes = jnp.array([0.1, 0.07, 0.05, 0.035, 0.025])
 
-    @jax.jit
+    @jit
     def local(h):
         v0 = solver.init(terms, t0, t0 + h, y0, None)
         y1, estimate, *_ = solver.step(terms, t0, t0 + h, y0, None, v0, False)
@@ -175,7 +191,9 @@ def test_error_estimate(solver, field, y0):
         scale = solver.composition.error_scale
     assert min(errors) > 1e-13
     assert order == pytest.approx(solver.error_order(terms), abs=0.15)
-    assert 1 < min(factors) and max(factors) < 300 * scale
+    # At the largest step, and at the smallest, where the factor is largest.
+    factors = factors / scale
+    assert 1 < min(factors) * scale and factors[0] < 30 and max(factors) < 100
 
 
 def _compare_step(solver, terms, t0, t1, y0, v0, args):
@@ -186,24 +204,28 @@ def _compare_step(solver, terms, t0, t1, y0, v0, args):
     return ((y, v), dense), ((y0, v0), dense_info), result
 
 
-@pytest.mark.parametrize("t0, t1", ((0.3, 0.7), (0.3, 0.1)))
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_backward_step_inverts_step(solver, t0, t1):
+@pytest.mark.parametrize("solver", _OURS)
+def test_backward_step_inverts_step(solver):
+    """In both directions of time."""
     p = parameters()
     terms = term(p)
-    v0 = solver.init(terms, t0, t1, p["y0"], p["args"])
-    # Off the vector field, as after many steps.
-    v0 = jtu.tree_map(lambda x: 1.1 * x + 0.1, v0)
-    found, true, result = jit(
-        lambda: _compare_step(solver, terms, t0, t1, p["y0"], v0, p["args"])
-    )()
-    assert result == diffrax.RESULTS.successful
-    print(f"back: {[tree_difference(*pair) for pair in zip(found, true)]}")
-    assert tree_difference(found[0], true[0]) < 1e-13
-    assert tree_difference(found[1], true[1]) < 1e-12
+
+    @jit
+    def compare(t0, t1):
+        v0 = solver.init(terms, t0, t1, p["y0"], p["args"])
+        # Off the vector field, as after many steps.
+        v0 = jtu.tree_map(lambda x: 1.1 * x + 0.1, v0)
+        return _compare_step(solver, terms, t0, t1, p["y0"], v0, p["args"])
+
+    for t0, t1 in ((0.3, 0.7), (0.3, 0.1)):
+        found, true, result = compare(t0, t1)
+        assert result == diffrax.RESULTS.successful
+        print(f"back: {[tree_difference(*pair) for pair in zip(found, true)]}")
+        assert tree_difference(found[0], true[0]) < 1e-13
+        assert tree_difference(found[1], true[1]) < 1e-12
 
 
-@pytest.mark.parametrize("equal", (True, False), ids=("equal", "unequal"))
+@_unequal
 @pytest.mark.parametrize("solver", _undamped)
 def test_thousand_steps_and_back(solver, equal):
     y0 = jnp.array([0.6, -0.4, 0.9])
@@ -212,7 +234,7 @@ def test_thousand_steps_and_back(solver, equal):
     steps = jnp.ones(1000) if equal else steps
     nodes = jnp.append(0.0, jnp.cumsum(steps)) * (10 / jnp.sum(steps))
 
-    @jax.jit
+    @jit
     def there_and_back():
         v0 = solver.init(terms, nodes[0], nodes[1], y0, None)
         y1, v1 = _walk(_nonautonomous_b, solver, y0, nodes)
@@ -235,9 +257,8 @@ def test_thousand_steps_and_back(solver, equal):
     assert difference < 1e-10
 
 
-@pytest.mark.parametrize(
-    "stepping", (step_to, pytest.param(pid, marks=pytest.mark.slow))
-)
+@_slow
+@pytest.mark.parametrize("stepping", (step_to, pid))
 def test_other_adjoints(stepping):
     """The solvers are ordinary solvers to any other adjoint method."""
 
@@ -266,7 +287,9 @@ def test_other_adjoints(stepping):
     assert abs(total - forward) < 1e-12 * abs(forward)
 
 
-@pytest.mark.parametrize("solver", (ReversibleALF2(), ReversibleALF4()))
+@pytest.mark.parametrize(
+    "solver", (ReversibleALF2(), pytest.param(ReversibleALF4(), marks=_slow))
+)
 def test_half_solver(solver):
     y0 = jnp.array([1.0, 0.5])
 
@@ -283,10 +306,9 @@ def test_half_solver(solver):
         return solution.ys[0]
 
     true = _reference(_nonautonomous_a, y0, 0.0, jnp.array([3.0]))[0]
-    f = jax.jit(f)
+    f = jit(f)
     errors = [float(jnp.linalg.norm(f(y0, x) - true)) for x in (1e-4, 1e-6)]
     assert errors[1] < 0.1 * errors[0] < 1e-3
-    assert jnp.all(jnp.isfinite(jax.grad(lambda y0: weigh(f(y0, 1e-4)))(y0)))
 
 
 def test_dense_output():
@@ -295,7 +317,7 @@ def test_dense_output():
     ts = jnp.linspace(0, 3, 32)[1:]
     true = _reference(_nonautonomous_a, y0, 0.0, ts)
 
-    @jax.jit
+    @jit
     def error(dt0):
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(_nonautonomous_a),
