@@ -1,21 +1,15 @@
 """Recording the steps that an adaptive solve has accepted."""
 
-from collections.abc import Callable
+import functools as ft
 from typing import Any, cast
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.tree_util as jtu
-from diffrax import (
-    AbstractStepSizeController,
-    AbstractTerm,
-    ClipStepSizeController,
-    RESULTS,
-)
+from diffrax import AbstractStepSizeController
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._compat import buffer_at_set, MaybeBuffer
-from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, VF, Y
+from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, Y
 
 
 class StepRecord(eqx.Module):
@@ -45,6 +39,28 @@ class StepRecord(eqx.Module):
         """Where each step ended."""
         return self.intervals[:, 1]
 
+    @staticmethod
+    def empty(capacity: int, dtype: Any, may_jump: bool) -> "StepRecord":
+        """A record of no steps, with room for `capacity`."""
+        made_jump = jnp.zeros(capacity, bool) if may_jump else None
+        intervals = jnp.full((capacity, 2), jnp.inf, dtype)
+        return StepRecord(intervals, jnp.array(0), made_jump)
+
+    def keep(
+        self,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        made_jump: BoolScalarLike | None,
+        pred: BoolScalarLike,
+    ) -> "StepRecord":
+        """The record with one more step, if `pred`."""
+        write: Any = ft.partial(buffer_at_set, pred=cast(Any, pred))
+        intervals = write(self.intervals, self.count, jnp.stack([t0, t1]))
+        jumps = self.made_jump
+        if jumps is not None:
+            jumps = write(jumps, self.count, jnp.asarray(made_jump))
+        return StepRecord(intervals, self.count + jnp.where(pred, 1, 0), jumps)
+
 
 class RecordedState(eqx.Module):
     """The controller state of [`diffrax_reversible.RecordedSteps`][].
@@ -60,11 +76,22 @@ class RecordedState(eqx.Module):
     made_jump: BoolScalarLike | None
 
 
-def may_jump(controller: AbstractStepSizeController) -> bool:
-    """Whether `controller` steps over jumps of the vector field."""
-    is_clip = lambda x: isinstance(x, ClipStepSizeController)
-    clips = [x for x in jtu.tree_leaves(controller, is_leaf=is_clip) if is_clip(x)]
-    return any(clip.jump_ts is not None or may_jump(clip.controller) for clip in clips)
+def may_jump(
+    controller: AbstractStepSizeController,
+    t0: RealScalarLike,
+    t1: RealScalarLike,
+    y0: Y,
+    args: Args,
+    error_order: RealScalarLike | None,
+    controller_state: PyTree,
+) -> bool:
+    """Whether `controller` ever says that the vector field jumps: `made_jump` is then
+    traced, not `False` itself."""
+    adapted = eqx.filter_eval_shape(
+        controller.adapt_step_size,
+        *(t0, t1, y0, y0, args, y0, error_order, controller_state),
+    )
+    return adapted[3] is not False
 
 
 class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
@@ -83,32 +110,21 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
 
     and [`diffrax_reversible.ReplayedSteps`][] steps the same steps again.
     [`diffrax_reversible.ReversibleAdjoint`][] records by itself: there is no need to
-    wrap a controller for its sake, except to solve with `max_steps=None` and adaptive
-    steps, when it has no other way to know how much room to make.
+    wrap a controller for its sake.
 
-    **Cost:** `2 * capacity` numbers. With `adjoint=ReversibleAdjoint()` a step writes
-    just two of them, also under `jax.vmap`. With any other adjoint the same is true of
-    a single solve, but under `jax.vmap` the whole record is copied in every step.
+    **Cost:** `2 * capacity` numbers. With the adjoint methods of this package a step
+    writes just two of them, also under `jax.vmap`. With any other one the same is true
+    of a single solve, but under `jax.vmap` the whole record is copied in every step.
 
     **Raises:** an error at run time if more than `capacity` steps are accepted.
     """
 
     controller: AbstractStepSizeController
     capacity: int = eqx.field(static=True)
-    # Whether `controller` steps over jumps of the vector field.
-    jumps: bool = eqx.field(static=True)
     # Makes the times of the record those of the user, who may integrate backwards.
     _direction: IntScalarLike
-    # Not needed where room for `max_steps` is made.
-    _check_capacity: bool = eqx.field(static=True)
 
-    def __init__(
-        self,
-        controller: AbstractStepSizeController,
-        capacity: int = 4096,
-        *,
-        _check_capacity: bool = True,
-    ):
+    def __init__(self, controller: AbstractStepSizeController, capacity: int = 4096):
         if capacity < 1:
             raise ValueError(
                 "`RecordedSteps(capacity=...)` must be at least 1, the largest number "
@@ -116,59 +132,29 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
             )
         self.controller = controller
         self.capacity = capacity
-        self.jumps = may_jump(controller)
         self._direction = 1
-        self._check_capacity = _check_capacity
 
-    def wrap(self, direction: IntScalarLike) -> "RecordedSteps":
+    def wrap(self, direction):
         return eqx.tree_at(
             lambda c: (c.controller, c._direction),
             self,
             (self.controller.wrap(direction), direction),
         )
 
-    def start(self, controller_state: PyTree, dtype: Any) -> RecordedState:
-        """An empty record beside a state of the wrapped controller."""
-        intervals = jnp.full((self.capacity, 2), jnp.inf, dtype)
-        made_jump = jnp.zeros(self.capacity, bool) if self.jumps else None
-        record = StepRecord(intervals, jnp.array(0), made_jump)
-        pending = jnp.array(False) if self.jumps else None
-        return RecordedState(controller_state, record, pending)
-
-    def init(
-        self,
-        terms: PyTree[AbstractTerm],
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        dt0: RealScalarLike | None,
-        args: Args,
-        func: Callable[[PyTree[AbstractTerm], RealScalarLike, Y, Args], VF],
-        error_order: RealScalarLike | None,
-    ) -> tuple[RealScalarLike, RecordedState]:
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         tnext, controller_state = self.controller.init(
             terms, t0, t1, y0, dt0, args, func, error_order
         )
-        return tnext, self.start(controller_state, jnp.result_type(t0))
+        jumps = may_jump(
+            self.controller, t0, tnext, y0, args, error_order, controller_state
+        )
+        record = StepRecord.empty(self.capacity, jnp.result_type(t0), jumps)
+        pending = jnp.array(False) if jumps else None
+        return tnext, RecordedState(controller_state, record, pending)
 
     def adapt_step_size(
-        self,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        y1_candidate: Y,
-        args: Args,
-        y_error: Y | None,
-        error_order: RealScalarLike,
-        controller_state: RecordedState,
-    ) -> tuple[
-        BoolScalarLike,
-        RealScalarLike,
-        RealScalarLike,
-        BoolScalarLike,
-        RecordedState,
-        RESULTS,
-    ]:
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
         keep_step, tprev, tnext, made_jump, inner, result = (
             self.controller.adapt_step_size(
                 t0,
@@ -181,27 +167,19 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
                 controller_state.controller_state,
             )
         )
-        record = controller_state.record
-        count = record.count
-        if self._check_capacity:
-            count = eqx.error_if(
-                count,
-                keep_step & (count >= self.capacity),
-                "More steps were accepted than `RecordedSteps(capacity="
-                f"{self.capacity})` has room for. Pass a larger `capacity`.",
-            )
-        pred = cast(Any, keep_step)
-        interval = jnp.stack([t0, t1]) * self._direction
-        intervals: Any = buffer_at_set(record.intervals, count, interval, pred=pred)
-        if self.jumps:
-            before: Any = controller_state.made_jump
-            flags: Any = record.made_jump
-            jumped: Any = buffer_at_set(flags, count, before, pred=pred)
-            after = jnp.where(keep_step, made_jump, before)
-        else:
-            jumped = after = None
-        record = StepRecord(intervals, count + jnp.where(keep_step, 1, 0), jumped)
-        state = RecordedState(inner, record, after)
+        record, pending = controller_state.record, controller_state.made_jump
+        count = eqx.error_if(
+            record.count,
+            keep_step & (record.count >= self.capacity),
+            "More steps were accepted than `RecordedSteps(capacity="
+            f"{self.capacity})` has room for. Pass a larger `capacity`.",
+        )
+        record = eqx.tree_at(lambda r: r.count, record, count)
+        direction = self._direction
+        record = record.keep(t0 * direction, t1 * direction, pending, keep_step)
+        if pending is not None:
+            pending = jnp.where(keep_step, made_jump, pending)
+        state = RecordedState(inner, record, pending)
         return keep_step, tprev, tnext, made_jump, state, result
 
 

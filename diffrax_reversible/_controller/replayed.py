@@ -1,13 +1,10 @@
 """Stepping recorded steps again."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax.numpy as jnp
-from diffrax import AbstractStepSizeController, AbstractTerm, RESULTS
-from jaxtyping import PyTree
+from diffrax import AbstractStepSizeController, RESULTS
 
-from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, VF, Y
+from .._types import IntScalarLike, RealScalarLike
 from .recorded import StepRecord
 
 
@@ -26,28 +23,13 @@ class ReplayedSteps(AbstractStepSizeController[IntScalarLike, RealScalarLike | N
 
     record: StepRecord
 
-    @property
-    def jumps(self) -> bool:
-        """Whether the recorded solve stepped over jumps of the vector field."""
-        return self.record.made_jump is not None
-
-    def wrap(self, direction: IntScalarLike) -> "ReplayedSteps":
+    def wrap(self, direction):
         record = self.record
         return ReplayedSteps(
             StepRecord(record.intervals * direction, record.count, record.made_jump)
         )
 
-    def init(
-        self,
-        terms: PyTree[AbstractTerm],
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        dt0: RealScalarLike | None,
-        args: Args,
-        func: Callable[[PyTree[AbstractTerm], RealScalarLike, Y, Args], VF],
-        error_order: RealScalarLike | None,
-    ) -> tuple[RealScalarLike, IntScalarLike]:
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         del terms, y0, args, func, error_order
         if dt0 is not None:
             raise ValueError(
@@ -66,18 +48,8 @@ class ReplayedSteps(AbstractStepSizeController[IntScalarLike, RealScalarLike | N
         return tnext, jnp.array(1)
 
     def adapt_step_size(
-        self,
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        y1_candidate: Y,
-        args: Args,
-        y_error: Y | None,
-        error_order: RealScalarLike | None,
-        controller_state: IntScalarLike,
-    ) -> tuple[
-        bool, RealScalarLike, RealScalarLike, BoolScalarLike, IntScalarLike, RESULTS
-    ]:
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
         del t0, y0, y1_candidate, args, y_error, error_order
         record = self.record
         done = controller_state >= record.count

@@ -1,4 +1,5 @@
-"""Making what a callable closes over visible, so that it can be differentiated."""
+"""Closure conversion: what a callable closes over becomes a leaf of it, so that it can
+be differentiated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,6 @@ import equinox as eqx
 import jax.lax as lax
 import jax.tree_util as jtu
 from diffrax import (
-    AbstractStepSizeController,
     AbstractTerm,
     ControlTerm,
     Event,
@@ -24,6 +24,11 @@ from .._types import Args, RealScalarLike, Y
 
 def _is_term(x) -> bool:
     return isinstance(x, AbstractTerm)
+
+
+def _has_vector_field(term) -> bool:
+    """Whether a term calls its vector field as diffrax does."""
+    return type(term) in (ODETerm, ControlTerm)
 
 
 def _convert(fn: Callable, t, y, args) -> Callable:
@@ -44,7 +49,7 @@ class _Recorder(eqx.Module):
         return self.converted[0](t, y, args)
 
 
-def hoist_terms(
+def convert_terms(
     terms: PyTree[AbstractTerm],
     t: RealScalarLike,
     y: Y,
@@ -61,21 +66,20 @@ def hoist_terms(
                 return WrapTerm(walk(term.term), term.direction)
             if isinstance(term, MultiTerm):
                 return MultiTerm(*[walk(x) for x in term.terms])
-            if isinstance(term, ODETerm | ControlTerm):
+            if _has_vector_field(term):
                 where = lambda x: x.vector_field
                 return eqx.tree_at(where, term, fn(term.vector_field))
             return term
 
         return jtu.tree_map(walk, terms, is_leaf=_is_term)
 
-    def hoist_control(term):
-        if isinstance(term, ControlTerm) and isinstance(term.control, CallableToPath):
+    def convert_control(term):
+        if type(term) is ControlTerm and isinstance(term.control, CallableToPath):
             fn = eqx.filter_closure_convert(term.control.fn, t, t)
             return eqx.tree_at(lambda x: x.control.fn, term, fn)
         return term
 
-    is_ordinary = lambda x: isinstance(x, ODETerm | ControlTerm)
-    terms = jtu.tree_map(hoist_control, terms, is_leaf=is_ordinary)
+    terms = jtu.tree_map(convert_control, terms, is_leaf=_has_vector_field)
     if isinstance(terms, AbstractTerm):
         return map_terms(lambda fn: _convert(fn, t, y, args), terms)
     recorders = []
@@ -100,15 +104,22 @@ def is_subsaveat(x) -> bool:
     return isinstance(x, SubSaveAt)
 
 
-def hoist_fns(
-    saveat: SaveAt, t: RealScalarLike, y: Y, args: Args
-) -> list[Callable[[RealScalarLike, Y, Args], PyTree]]:
-    """The same, for every `SubSaveAt(fn=...)`."""
-    subsaveats = jtu.tree_leaves(saveat.subs, is_leaf=is_subsaveat)
-    return [s.fn if s.fn is save_y else _convert(s.fn, t, y, args) for s in subsaveats]
+def subsaveats_of(saveat: SaveAt) -> list[SubSaveAt]:
+    return jtu.tree_leaves(saveat.subs, is_leaf=is_subsaveat)
 
 
-def hoist_event(event: Event, kwargs: dict[str, Any], t, y, args) -> Event:
+def convert_saveat(saveat: SaveAt, t: RealScalarLike, y: Y, args: Args) -> SaveAt:
+    """The same, with every `SubSaveAt(fn=...)` converted."""
+
+    def convert(sub):
+        fn = sub.fn if sub.fn is save_y else _convert(sub.fn, t, y, args)
+        return eqx.tree_at(lambda s: s.fn, sub, fn)
+
+    subs = jtu.tree_map(convert, saveat.subs, is_leaf=is_subsaveat)
+    return eqx.tree_at(lambda s: s.subs, saveat, subs)
+
+
+def convert_event(event: Event, kwargs: dict[str, Any], t, y, args) -> Event:
     """An event for use inside of the loop, where it is not differentiated: what its
     conditions close over, and are handed by diffrax, is made constant."""
 
@@ -124,33 +135,9 @@ def hoist_event(event: Event, kwargs: dict[str, Any], t, y, args) -> Event:
     return eqx.tree_at(lambda e: e.cond_fn, event, cond_fn)
 
 
-def with_controller(event: Event, controller: AbstractStepSizeController) -> Event:
-    """The event, whose conditions are handed `controller` and not the one in the loop."""
-
-    def wrap(cond_fn):
-        return lambda t, y, args, **kwargs: cond_fn(
-            t, y, args, **(kwargs | dict(stepsize_controller=controller))
-        )
-
-    cond_fn = jtu.tree_map(wrap, event.cond_fn, is_leaf=callable)
-    return eqx.tree_at(lambda e: e.cond_fn, event, cond_fn)
-
-
 class _Condition(eqx.Module):
     fn: Callable
 
     def __call__(self, t, y, args, **kwargs):
         del kwargs
         return self.fn(t, y, args)
-
-
-def without_parameters(saveat: SaveAt) -> SaveAt:
-    """`saveat` with `None` for every `fn` and `ts`, which are parameters."""
-    subs = jtu.tree_map(
-        lambda s: eqx.tree_at(
-            lambda s: (s.fn, s.ts), s, (None, None), is_leaf=lambda x: x is None
-        ),
-        saveat.subs,
-        is_leaf=is_subsaveat,
-    )
-    return eqx.tree_at(lambda s: s.subs, saveat, subs, is_leaf=lambda x: x is None)

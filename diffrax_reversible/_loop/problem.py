@@ -1,36 +1,44 @@
-"""A solve as a function of arrays."""
+"""diffrax's loop as a pure function of arrays."""
 
 import functools as ft
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from diffrax import ConstantStepSize
 from jaxtyping import PyTree
 
 from .._autodiff.sweep import Inputs
-from .._compat import SaveState, while_loop
-from .._controller.recorded import RecordedSteps
-from .closures import is_subsaveat
-from .moving_steps import follow, moving_node, MovingSteps
-from .steps import Span
+from .._compat import while_loop, WrapTerm
+from .._controller import RecordedSteps
+from .closures import subsaveats_of
+from .state import (
+    controller_state,
+    differentiated,
+    is_none,
+    moved,
+    moving,
+    Span,
+    with_differentiated,
+)
 
 
 class Parameters(eqx.Module):
     """What every step depends on and may be differentiated in.
 
-    - `fns`, `ts`: those of the `SubSaveAt`s.
     - `span`: `t0`, `t1` and `dt0`.
     """
 
     args: PyTree
     terms: PyTree
-    fns: list[Callable]
-    ts: list
+    solver: Any
+    saveat: Any
     span: Span
+
+    @property
+    def subsaveats(self) -> list:
+        return subsaveats_of(self.saveat)
 
 
 class Problem(eqx.Module):
@@ -41,163 +49,111 @@ class Problem(eqx.Module):
     """
 
     parameters: Parameters
-    solver: Any
     stepsize_controller: Any
-    saveat: Any
     state: Any
     options: dict[str, Any]
 
-    @property
-    def subsaveats(self) -> list:
-        return jtu.tree_leaves(self.saveat.subs, is_leaf=is_subsaveat)
-
-
-def is_none(x) -> bool:
-    return x is None
-
-
-def save_states(state) -> list[SaveState]:
-    """The state of the buffers of each `SubSaveAt`."""
-    leaves = jtu.tree_leaves(
-        state.save_state, is_leaf=lambda x: isinstance(x, SaveState)
-    )
-    return [x for x in leaves if isinstance(x, SaveState)]
-
-
-def differentiated(state) -> tuple:
-    """What the loop's state starts with and is differentiated in."""
-    saves = save_states(state)
-    buffers = [s.ys for s in saves] + [s.ts for s in saves]
-    return state.y, state.solver_state, state.dense_infos, state.dense_ts, *buffers
-
 
 def split(problem: Problem) -> tuple[Inputs, PyTree]:
-    """The arrays of a problem as inputs of the rule, and what is not an array."""
+    """The arrays of a problem as inputs of the differentiation rule, and what is not an
+    array."""
     state = differentiated(problem.state)
+    no_values = (*[None] * 4, [(None, None)] * len(state[-1]))
     rest = eqx.tree_at(
-        lambda p: (*differentiated(p.state), p.parameters),
+        lambda p: (p.state, p.parameters),
         problem,
-        (None,) * (len(state) + 1),
+        (with_differentiated(problem.state, no_values), None),
         is_leaf=is_none,
     )
-    state, state_rest = eqx.partition(state, eqx.is_inexact_array)
-    parameters, parameters_rest = eqx.partition(
-        problem.parameters, eqx.is_inexact_array
-    )
-    rest, static = eqx.partition((rest, state_rest, parameters_rest), eqx.is_array)
-    # Functions may close over arrays of NumPy.
-    state, parameters = jtu.tree_map(jnp.asarray, (state, parameters))
-    return Inputs(state, parameters, lax.stop_gradient(rest)), static
+    return Inputs.split(state, problem.parameters, rest)
 
 
 def join(inputs: Inputs, static: PyTree) -> Problem:
     """The inverse of `split`."""
-    rest, state_rest, parameters_rest = eqx.combine(inputs.rest, static)
-    state = eqx.combine(inputs.state, state_rest)
-    parameters = eqx.combine(inputs.parameters, parameters_rest)
+    state, parameters, rest = inputs.join(static)
+    is_wrapped = lambda x: isinstance(x, WrapTerm)
+    parameters = jtu.tree_map(_with_direction, parameters, is_leaf=is_wrapped)
     return eqx.tree_at(
-        lambda p: (*differentiated(p.state), p.parameters),
+        lambda p: (p.state, p.parameters),
         rest,
-        (*state, parameters),
+        (with_differentiated(rest.state, state), parameters),
         is_leaf=is_none,
     )
 
 
-class _LoopDone(Exception):
-    """Leaves `loop` before what follows in it is traced a second time."""
-
-
-def _moving(problem: Problem):
-    """The controller and the initial state, differentiable in the span of the solve."""
-    controller, state = problem.stepsize_controller, problem.state
-    span = problem.parameters.span
-    where = lambda s: (s.tprev, s.tnext)
-    if isinstance(controller, ConstantStepSize):
-        assert span.dt0 is not None
-        tnext = jnp.minimum(span.t0 + span.dt0, span.t1)
-        count, num_steps, t0, t1_or_dt0 = state.controller_state
-        leader = jnp.where(jnp.isfinite(span.t1), span.t1, span.dt0)
-        bounds = follow(t0, span.t0), follow(t1_or_dt0, leader)
-        state = eqx.tree_at(
-            lambda s: s.controller_state, state, (count, num_steps, *bounds)
-        )
-        nodes = follow(state.tprev, span.t0), follow(state.tnext, tnext)
-    else:
-        controller = MovingSteps(controller, span.t0, span.t1)
-        nodes = [moving_node(t, span.t0, span.t1) for t in where(state)]
-    return controller, eqx.tree_at(where, state, nodes)
+def _with_direction(x: Any) -> Any:
+    """A term whose direction is weakly typed, as that of diffrax is; it does not stay so
+    in a residual."""
+    if not isinstance(x, WrapTerm):
+        return x
+    return WrapTerm(x.term, jnp.where(x.direction > 0, 1, -1))
 
 
 def run(
-    loop: Callable, problem: Problem, memory: Any, keep: Callable[[Any, Any, Any], Any]
-) -> tuple[PyTree, Any]:
-    """The state at the end of the loop, and what was kept on the way.
+    loop: Callable,
+    problem: Problem,
+    memory: Any,
+    keep: Callable[[Any, Any, Any], Any],
+) -> tuple[Any, Any]:
+    """The state at the end of the loop, and the memory of what was kept on the way.
 
     - `loop`: diffrax's own.
-    - `memory`: has a property `buffers`; or `None`.
+    - `memory`: at the start; has a property `buffers`.
     - `keep`: makes the new memory of the old one and of the states before and after a
         step of the loop.
     """
-    parameters = problem.parameters
-    span = parameters.span
-    recorded = isinstance(problem.stepsize_controller, RecordedSteps)
-    controller, init_state = _moving(problem)
-    fns, ts = iter(parameters.fns), iter(parameters.ts)
-
-    def restore(subsaveat):
-        # What is saved at `t0` is in the buffers already.
-        values = (False, next(fns), next(ts))
-        where = lambda s: (s.t0, s.fn, s.ts)
-        return eqx.tree_at(where, subsaveat, values, is_leaf=is_none)
-
-    subs = jtu.tree_map(restore, problem.saveat.subs, is_leaf=is_subsaveat)
-    saveat = eqx.tree_at(lambda s: s.subs, problem.saveat, subs, is_leaf=is_none)
-    done = []
+    parameters, options = problem.parameters, dict(problem.options)
+    controller, span = problem.stepsize_controller, parameters.span
+    init_state = moving(controller, problem.state, span)
+    # What is saved at `t0` is in the buffers already. `t1` is saved afterwards.
+    ends = lambda s: [x for sub in subsaveats_of(s) for x in (sub.t0, sub.t1)]
+    saveat = eqx.tree_at(ends, parameters.saveat, replace_fn=lambda _: False)
+    if options["event"] is not None:
+        # Events are located afterwards, too.
+        options["event"] = eqx.tree_at(
+            lambda e: e.root_finder, options["event"], None, is_leaf=is_none
+        )
+    found = []
 
     def outer_while_loop(cond_fun, body_fun, _, *, max_steps, buffers):
         def body(carry):
             state, memory = carry
-            new = body_fun(state)
-            return new, None if memory is None else keep(memory, state, new)
+            new = moved(controller, body_fun(state), span)
+            return new, keep(memory, state, new)
 
         def all_buffers(carry):
             state, memory = carry
-            nodes = list(buffers(state))
-            if recorded:
-                record = state.controller_state.record
+            nodes = [*buffers(state), *memory.buffers]
+            if isinstance(controller, RecordedSteps):
+                record = controller_state(state).record
                 nodes += [record.intervals, record.made_jump]
-            if memory is not None:
-                nodes += memory.buffers
             return nodes
 
-        state = jtu.tree_map(jnp.asarray, init_state)
-        done.append(
-            while_loop(
-                lambda carry: cond_fun(carry[0]),
-                body,
-                (state, memory),
-                max_steps=max_steps,
-                buffers=all_buffers,
-                kind="lax",
-            )
+        carry = jtu.tree_map(jnp.asarray, (init_state, memory))
+        final = while_loop(
+            lambda carry: cond_fun(carry[0]),
+            body,
+            carry,
+            max_steps=max_steps,
+            buffers=all_buffers,
+            kind="lax",
         )
-        raise _LoopDone
+        found.append(final)
+        return final[0]
 
-    try:
-        loop(
-            args=parameters.args,
-            terms=parameters.terms,
-            solver=problem.solver,
-            stepsize_controller=controller,
-            saveat=saveat,
-            init_state=init_state,
-            inner_while_loop=ft.partial(while_loop, kind="lax"),
-            outer_while_loop=outer_while_loop,
-            t0=span.t0,
-            t1=span.t1,
-            dt0=span.dt0,
-            **problem.options,
-        )
-    except _LoopDone:
-        pass
-    return jtu.tree_map(jnp.asarray, done[0])
+    # What diffrax does after its loop is done outside, and is dropped here.
+    loop(
+        args=parameters.args,
+        terms=parameters.terms,
+        solver=parameters.solver,
+        stepsize_controller=controller,
+        saveat=saveat,
+        init_state=init_state,
+        inner_while_loop=ft.partial(while_loop, kind="lax"),
+        outer_while_loop=outer_while_loop,
+        t0=span.t0,
+        t1=span.t1,
+        dt0=span.dt0,
+        **options,
+    )
+    return jtu.tree_map(jnp.asarray, found[0])

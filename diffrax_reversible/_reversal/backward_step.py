@@ -1,66 +1,57 @@
-"""The reverse of a solver that only knows how to step back."""
-
-from typing import Any
+"""The reversal of a solver that is known by its `backward_step` only."""
 
 import equinox as eqx
 
 from .base import AbstractReversal
 
 
-class StepReversal(AbstractReversal):
-    """The reverse of any solver with a `backward_step`: goes back, and differentiates
-    the step from there. As exact as `backward_step` is.
+class BackwardStepReversal(AbstractReversal):
+    """Undoes a step by `backward_step`, and differentiates `step` at the state that was
+    found. As exact as `backward_step` is.
 
     **Cost:** that of `backward_step`, and a vector-Jacobian product of `step`.
     """
 
-    solver: Any
+    def dense_info(self, step, end):
+        _, dense_info, _ = self._undo(step, end)
+        return dense_info
 
-    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
-        return self.solver.backward_step(
-            terms, t0, t1, y1, args, ts_state, solver_state, made_jump
+    def _undo(self, step, end):
+        inputs, (y1, solver_state1, _) = step.inputs, end
+        y0, dense_info, solver_state0, _ = inputs.solver.backward_step(  # pyright: ignore
+            inputs.terms,
+            inputs.t0,
+            inputs.t1,
+            y1,
+            inputs.args,
+            (step.t_previous,),
+            solver_state1,
+            step.made_jump,
         )
+        return y0, dense_info, solver_state0
 
-    def pull_back_step(
-        self,
-        rebuild,
-        parameters,
-        y1,
-        ts_state,
-        solver_state,
-        made_jump,
-        cotangent_y,
-        cotangent_solver_state,
-        cotangent_dense_info,
-        batch,
-        cotangent_parameters,
-    ):
-        terms, args, t0, t1 = rebuild(parameters)
-        y0, _, solver_state0, _ = self.backward_step(
-            terms, t0, t1, y1, args, ts_state, solver_state, made_jump
-        )
+    def pull_back(self, step, end, cotangent, batch, total):
+        y0, _, solver_state0 = self._undo(step, end)
         variables, fixed = eqx.partition(solver_state0, eqx.is_inexact_array)
 
-        def step(start, parameters):
+        def forward(start, parameters):
             y0, variables = start
-            terms, args, t0, t1 = rebuild(parameters)
-            solver_state0 = eqx.combine(variables, fixed)
-            y1, _, dense_info, solver_state1, _ = self.solver.step(
-                terms, t0, t1, y0, args, solver_state0, made_jump
+            inputs = step.inputs_of(parameters)
+            y1, _, dense_info, solver_state1, _ = inputs.solver.step(
+                inputs.terms,
+                inputs.t0,
+                inputs.t1,
+                y0,
+                inputs.args,
+                eqx.combine(variables, fixed),
+                step.made_jump,
             )
-            solver_state1 = eqx.filter(solver_state1, eqx.is_inexact_array)
-            dense_info = None if cotangent_dense_info is None else dense_info
-            return y1, solver_state1, dense_info
+            if cotangent.dense_info is None:
+                dense_info = None
+            return eqx.filter((y1, solver_state1, dense_info), eqx.is_inexact_array)
 
-        _, cotangents, increment = batch.pull_back(
-            step,
-            (y0, variables),
-            parameters,
-            (cotangent_y, cotangent_solver_state, cotangent_dense_info),
+        outputs = (cotangent.y, cotangent.solver_state, cotangent.dense_info)
+        _, (cotangent_y, cotangent_solver_state), total = batch.vjp(
+            forward, (y0, variables), step.parameters, outputs, total
         )
-        return (
-            y0,
-            solver_state0,
-            *cotangents,
-            batch.accumulate(cotangent_parameters, increment),
-        )
+        return (y0, solver_state0), cotangent_y, cotangent_solver_state, total

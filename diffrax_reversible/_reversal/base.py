@@ -1,106 +1,125 @@
-"""What undoes the steps of a solver and pulls them back."""
+"""What the reverse sweep needs to know of a solver: how to undo a step and pull it back."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
-from diffrax import AbstractTerm, RESULTS
+from diffrax import AbstractSolver, AbstractTerm
 from jaxtyping import PyTree
 
-from .._compat import ω
-from .._solver.updates.solver import AbstractReversibleSolver
-from .._types import Args, BoolScalarLike, DenseInfo, FloatScalarLike, RealScalarLike, Y
+from .._autodiff.batch import Batch
+from .._types import (
+    Args,
+    BoolScalarLike,
+    DenseInfo,
+    IntScalarLike,
+    RealScalarLike,
+    Y,
+)
 
 
-Rebuild = Callable[
-    [PyTree], tuple[PyTree[AbstractTerm], Args, RealScalarLike, RealScalarLike]
-]
+class StepInputs(eqx.Module):
+    """All that a step depends on, besides the state at its start."""
+
+    solver: AbstractSolver
+    terms: PyTree[AbstractTerm]
+    args: Args
+    t0: RealScalarLike
+    t1: RealScalarLike
+
+
+@dataclasses.dataclass(frozen=True)
+class ReverseStep:
+    """The step that is to be undone.
+
+    - `inputs_of`: makes its inputs of the parameters that are differentiated.
+    - `parameters`: those.
+    - `t_previous`: the start of the step before.
+    - `made_jump`: whether the vector field jumped at its start; `False` itself if it
+        never does.
+    - `number`: of the step, from 1.
+    - `active`: `False` for an element of a batch that has no steps left; it must add
+        nothing. `True` itself where there is no batch.
+    """
+
+    inputs_of: Callable[[PyTree], StepInputs]
+    parameters: PyTree
+    t_previous: RealScalarLike
+    made_jump: BoolScalarLike
+    number: IntScalarLike
+    active: BoolScalarLike
+
+    @property
+    def inputs(self) -> StepInputs:
+        return self.inputs_of(self.parameters)
+
+    def interval(self, parameters: PyTree) -> tuple[RealScalarLike, RealScalarLike]:
+        """The start and the end of the step."""
+        inputs = self.inputs_of(parameters)
+        return inputs.t0, inputs.t1
+
+
+class Cotangent(eqx.Module):
+    """The cotangent of what a step returns. `dense_info` is `None` if nothing was
+    interpolated in the step."""
+
+    y: Y
+    solver_state: PyTree
+    dense_info: DenseInfo | None
+
+
+class End(NamedTuple):
+    """The solution and the solver state at the end of a step; and what else was found on
+    the way there that its pull-back needs."""
+
+    y: Y
+    solver_state: PyTree
+    residual: Any = None
 
 
 class AbstractReversal(eqx.Module):
-    """What the reverse sweep needs to know of a solver."""
+    """How the steps of one kind of solver are undone and pulled back.
 
-    def depart(
-        self,
-        terms: PyTree[AbstractTerm],
-        t: RealScalarLike,
-        y: Y,
-        solver_state: PyTree,
-    ) -> tuple[Y, PyTree]:
-        """What the sweep carries, instead of the solution and the solver state at `t`,
-        where it starts."""
+    The sweep carries the solution and the solver state at the end of a step, unless the
+    subclass says otherwise.
+    """
+
+    def init_carry(
+        self, terms: PyTree[AbstractTerm], t: RealScalarLike, y: Y, solver_state: PyTree
+    ) -> Any:
+        """What the sweep carries where it starts, for the solution and the solver state
+        at `t`."""
         del terms, t
         return y, solver_state
 
-    def arrive(
-        self, rebuild: Rebuild, parameters: PyTree, y: Y, solver_state: PyTree
-    ) -> tuple[Y, PyTree]:
-        """The solution and the solver state at the end of a step, from what the sweep
-        carries."""
-        del rebuild, parameters
-        return y, solver_state
+    def end_of(self, step: ReverseStep, carry: Any) -> End:
+        """The end of a step, from what the sweep carries there."""
+        del step
+        return End(*carry)
 
     @abc.abstractmethod
-    def backward_step(
-        self,
-        terms: PyTree[AbstractTerm],
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y1: Y,
-        args: Args,
-        ts_state: tuple[FloatScalarLike, ...],
-        solver_state: PyTree,
-        made_jump: BoolScalarLike,
-    ) -> tuple[Y, DenseInfo, PyTree, RESULTS]:
-        """See [`diffrax_reversible.AbstractReversibleSolver.backward_step`][]."""
+    def dense_info(self, step: ReverseStep, end: End) -> DenseInfo:
+        """The dense output of a step, from its end."""
 
     @abc.abstractmethod
-    def pull_back_step(
+    def pull_back(
         self,
-        rebuild: Rebuild,
-        parameters: PyTree,
-        y1: Y,
-        ts_state: tuple[FloatScalarLike, ...],
-        solver_state: PyTree,
-        made_jump: BoolScalarLike,
-        cotangent_y: Y,
-        cotangent_solver_state: PyTree,
-        cotangent_dense_info: DenseInfo | None,
-        batch: Any,
-        cotangent_parameters: PyTree,
-    ) -> tuple[Y, PyTree, Y, PyTree, PyTree]:
-        """See [`diffrax_reversible.AbstractReversibleSolver.pull_back_step`][], except
-        that it takes the solution and the solver state from `arrive`, and returns what
-        the sweep is to carry."""
+        step: ReverseStep,
+        end: End,
+        cotangent: Cotangent,
+        batch: Batch,
+        total: PyTree,
+    ) -> tuple[Any, Y, PyTree, PyTree]:
+        """Undoes a step and pulls it back.
 
+        **Arguments:**
 
-class UpdatesReversal(AbstractReversal):
-    """The reverse of a solver that is made of updates."""
+        - `end`: as `end_of` returns it.
+        - `cotangent`: of what the step returns.
+        - `total`: the cotangent of the parameters, which the step adds to.
 
-    solver: AbstractReversibleSolver
-
-    # One after the other, as they are.
-    def backward_step(self, *args):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.solver.backward_step(*args)
-
-    def pull_back_step(self, *args):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.solver.pull_back_step(*args)
-
-
-def add(*trees: PyTree) -> PyTree:
-    """The sum; `None` counts as zero."""
-    total, *rest = [x for x in trees if x is not None]
-    for x in rest:
-        total = (total**ω + x**ω).ω
-    return total
-
-
-def vjp_with(fn: Callable, parameters: PyTree, with_parameters: bool, *primals):
-    """`jax.vjp` of `fn(parameters, *primals)`. The cotangent of the parameters comes
-    first, and is `None` unless `with_parameters`."""
-    if with_parameters:
-        return jax.vjp(fn, parameters, *primals)
-    out, vjp = jax.vjp(lambda *primals: fn(parameters, *primals), *primals)
-    return out, lambda cotangent: (None, *vjp(cotangent))
+        **Returns:** what the sweep carries at the start of the step; the cotangents of
+        the solution and of the solver state there; the new `total`.
+        """

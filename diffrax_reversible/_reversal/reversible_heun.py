@@ -1,11 +1,11 @@
-"""The reverse of `diffrax.ReversibleHeun`."""
+"""The reversal of `diffrax.ReversibleHeun`."""
 
 import jax
-from diffrax import RESULTS
 
-from .._compat import depends, ω
-from .._tree import zeros_of
-from .base import AbstractReversal, add, vjp_with
+from .._autodiff.linear import cotangents_depend
+from .._compat import ω
+from .._tree import add, scale, zeros_of
+from .base import AbstractReversal, End
 
 
 def _refuse_jump(made_jump):
@@ -17,13 +17,9 @@ def _refuse_jump(made_jump):
         )
 
 
-def _half(terms, vf, control):
-    return (0.5 * terms.prod(vf, control) ** ω).ω
-
-
-class HeunReversal(AbstractReversal):
-    """The reverse of [`diffrax.ReversibleHeun`][]: with the solver state `(yhat, vf)` a
-    step is
+class ReversibleHeunReversal(AbstractReversal):
+    """Undoes the steps of [`diffrax.ReversibleHeun`][]: with the solver state
+    `(yhat, vf)` a step is
 
     ```
     y += vf dX / 2
@@ -34,90 +30,79 @@ class HeunReversal(AbstractReversal):
 
     To undo it takes the vector field at `(t0, yhat0)`, which the step before needs again
     for its vector-Jacobian product. So that it is evaluated only once, the sweep carries
-    the `y` in the middle of the step, and what it takes to get from there to its start:
-    `y -= vf dX / 2`.
+    the `y` in the middle of the step, and the control with which to get from there to
+    its start: `y -= vf dX / 2`.
 
     **Cost:** one evaluation and one vector-Jacobian product per step. One evaluation
-    more where the times or the control are differentiated.
+    more where the cotangents of `y += vf dX / 2` depend on `vf`: where the times, the
+    control or a parameter of the product are differentiated.
     """
 
-    def depart(self, terms, t, y, solver_state):
+    def init_carry(self, terms, t, y, solver_state):
         yhat, _ = solver_state
-        return y, (yhat, zeros_of(terms.contr, t, t))
+        return y, yhat, zeros_of(terms.contr, t, t)
 
-    def arrive(self, rebuild, parameters, y, solver_state):
-        yhat, control = solver_state
+    def end_of(self, step, carry):
+        y, yhat, control = carry
 
         def evaluate(parameters, yhat):
-            terms, args, _, t1 = rebuild(parameters)
-            return terms.vf(t1, yhat, args)
+            inputs = step.inputs_of(parameters)
+            return inputs.terms.vf(inputs.t1, yhat, inputs.args)
 
-        terms, *_ = rebuild(parameters)
-        vf, vjp = jax.vjp(evaluate, parameters, yhat)
-        y = (y**ω - _half(terms, vf, control) ** ω).ω
-        return y, (yhat, vf, vjp)
+        vf, vjp = jax.vjp(evaluate, step.parameters, yhat)
+        half = scale(0.5, step.inputs.terms.prod(vf, control))
+        return End((y**ω - half**ω).ω, (yhat, vf), vjp)
 
-    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
-        del ts_state
-        _refuse_jump(made_jump)
-        yhat1, vf1, *_ = solver_state
-        control = terms.contr(t0, t1)
-        y = (y1**ω - _half(terms, vf1, control) ** ω).ω
-        yhat0 = (2 * y**ω - yhat1**ω).ω
-        vf0 = terms.vf(t0, yhat0, args)
-        y0 = (y**ω - _half(terms, vf0, control) ** ω).ω
-        return y0, dict(y0=y0, y1=y1), (yhat0, vf0), RESULTS.successful
+    def dense_info(self, step, end):
+        inputs, y1 = step.inputs, end.y
+        y, yhat0 = self._middle(step, end)
+        vf0 = inputs.terms.vf(inputs.t0, yhat0, inputs.args)
+        return dict(y0=(y**ω - _half(step, vf0, step.parameters) ** ω).ω, y1=y1)
 
-    def pull_back_step(
-        self,
-        rebuild,
-        parameters,
-        y1,
-        ts_state,
-        solver_state,
-        made_jump,
-        cotangent_y,
-        cotangent_solver_state,
-        cotangent_dense_info,
-        batch,
-        cotangent_parameters,
-    ):
-        del ts_state
-        _refuse_jump(made_jump)
-        terms, args, t0, t1 = rebuild(parameters)
-        yhat1, vf1, vjp_evaluate = solver_state
-        dense = cotangent_dense_info or dict(y0=None, y1=None)
+    def _middle(self, step, end):
+        y1, (yhat1, vf1), _ = end
+        y = (y1**ω - _half(step, vf1, step.parameters) ** ω).ω
+        return y, (2 * y**ω - yhat1**ω).ω
 
-        def control(parameters):
-            terms, _, t0, t1 = rebuild(parameters)
-            return terms.contr(t0, t1)
+    def pull_back(self, step, end, cotangent, batch, total):
+        _refuse_jump(step.made_jump)
+        _, (_, vf1), vjp_evaluate = end
+        inputs, parameters = step.inputs, step.parameters
+        dense = cotangent.dense_info or dict(y0=None, y1=None)
+        cotangent_yhat, cotangent_vf = cotangent.solver_state
+        y, yhat0 = self._middle(step, end)
 
-        def start(parameters, y, yhat, vf):
-            y = (y**ω + _half(terms, vf, control(parameters)) ** ω).ω
+        def second_half(point, parameters):
+            y, vf = point
+            return (y**ω + _half(step, vf, parameters) ** ω).ω
+
+        def first_half(point, parameters):
+            y, yhat, vf = point
+            y = (y**ω + _half(step, vf, parameters) ** ω).ω
             return y, (2 * y**ω - yhat**ω).ω
 
-        def end(parameters, y, vf):
-            return (y**ω + _half(terms, vf, control(parameters)) ** ω).ω
-
-        y = (y1**ω - _half(terms, vf1, control(parameters)) ** ω).ω
-        yhat0 = (2 * y**ω - yhat1**ω).ω
-        with_control = depends(control, parameters)
-        # Otherwise only linear maps are left, and it does not matter at which `vf0`.
-        vf0 = terms.vf(t0, yhat0, args) if with_control else vf1
-        _, vjp_start = vjp_with(start, parameters, with_control, y, yhat0, vf0)
-        _, vjp_end = vjp_with(end, parameters, with_control, y, vf1)
-
-        cotangent_yhat, cotangent_vf = cotangent_solver_state
-        from_end, cotangent_y, increment = vjp_end(add(cotangent_y, dense["y1"]))
-        from_vf, increment_yhat = vjp_evaluate(add(cotangent_vf, increment))
-        from_start, cotangent_y, *cotangent_solver_state = vjp_start(
-            (cotangent_y, add(cotangent_yhat, increment_yhat))
+        _, (cotangent_y, from_y1), total = batch.vjp(
+            second_half, (y, vf1), parameters, add(cotangent.y, dense["y1"]), total
         )
-        increment = add(from_end, from_vf, from_start)
+        from_vf1, from_yhat1 = vjp_evaluate(add(cotangent_vf, from_y1))
+        total = batch.add(total, from_vf1)
+        cotangent_middle = (cotangent_y, add(cotangent_yhat, from_yhat1))
+        # Where only linear maps are left, it does not matter at which `vf0` and `y0`.
+        vf0 = vf1
+        if cotangents_depend(first_half, (y, yhat0, vf1), parameters, cotangent_middle):
+            vf0 = inputs.terms.vf(inputs.t0, yhat0, inputs.args)
+        y0 = (y**ω - _half(step, vf0, parameters) ** ω).ω
+        _, (cotangent_y, *cotangent_solver_state), total = batch.vjp(
+            first_half, (y0, yhat0, vf0), parameters, cotangent_middle, total
+        )
         return (
-            y,
-            (yhat0, control(parameters)),
+            (y, yhat0, inputs.terms.contr(inputs.t0, inputs.t1)),
             add(cotangent_y, dense["y0"]),
             tuple(cotangent_solver_state),
-            batch.accumulate(cotangent_parameters, increment),
+            total,
         )
+
+
+def _half(step, vf, parameters):
+    inputs = step.inputs_of(parameters)
+    return scale(0.5, inputs.terms.prod(vf, inputs.terms.contr(inputs.t0, inputs.t1)))

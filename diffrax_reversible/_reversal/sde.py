@@ -9,7 +9,6 @@ from diffrax import (
 from jaxtyping import PyTree
 
 from .._compat import is_sde, is_unsafe_sde
-from .._solver.alf.base import AbstractALFComposition
 
 
 def refuse_unsafe_sde(name: str, terms: PyTree[AbstractTerm]) -> None:
@@ -39,13 +38,6 @@ def refuse_sde(solver: AbstractSolver, terms: PyTree[AbstractTerm]) -> None:
             "the solution of the SDE run backwards in time, so that "
             f"`adjoint=ReversibleAdjoint()` does not support it. {stratonovich}."
         )
-    if isinstance(solver, AbstractALFComposition):
-        if min(solver.composition.fractions) < 0:
-            raise ValueError(
-                f"`solver={name}()` steps back and forth, so that the errors of its "
-                "steps cancel. Those along Brownian motion do not. Use "
-                "`solver=ReversibleALF2()`."
-            )
     if not isinstance(solver, AbstractStratonovichSolver):
         raise ValueError(
             f"`solver={name}()` is not known to converge to the Stratonovich solution "

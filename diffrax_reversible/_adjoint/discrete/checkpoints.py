@@ -1,4 +1,4 @@
-"""Keeping a few states of a solve of unknown length."""
+"""States of a solve that are kept for its reverse sweep: some of them, or all."""
 
 from typing import Any, cast
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ..._compat import buffer_at_set
+from ..._compat import buffer_at_set, MaybeBuffer
 from ..._types import BoolScalarLike, IntScalarLike
 
 
@@ -30,15 +30,12 @@ class Checkpoints(eqx.Module):
 
     @staticmethod
     def empty(slots: int, state: PyTree[Array]) -> "Checkpoints":
-        states = jtu.tree_map(
-            lambda x: jnp.zeros((slots, *jnp.shape(x)), jnp.result_type(x)), state
-        )
-        return Checkpoints(states, jnp.zeros(slots, int), jnp.array(1))
+        return Checkpoints(_room(slots, state), jnp.zeros(slots, int), jnp.array(1))
 
     def keep(
         self, number: IntScalarLike, state: PyTree[Array], accepted: BoolScalarLike
     ) -> "Checkpoints":
-        """The same, with the state after step `number`, if it is one to keep."""
+        """The checkpoints with the state after step `number`, if it is one to keep."""
         full = jnp.all((self.numbers > 0) & (self.numbers % self.stride == 0))
         due = accepted & (number % self.stride == 0)
         stride = jnp.where(due & full, 2 * self.stride, self.stride)
@@ -59,3 +56,36 @@ class Checkpoints(eqx.Module):
         same = (self.numbers == number) & (self.numbers > 0)
         slot = jnp.argmax(same)
         return jnp.any(same), jtu.tree_map(lambda xs: xs[slot], self.states)
+
+
+class EveryState(eqx.Module):
+    """One entry for every step.
+
+    - `entries`: with a leading axis of steps.
+    """
+
+    entries: PyTree[MaybeBuffer[Array]]
+
+    @property
+    def buffers(self) -> list:
+        return [self.entries]
+
+    @staticmethod
+    def empty(capacity: int, entry: PyTree[Array]) -> "EveryState":
+        return EveryState(_room(capacity, entry))
+
+    def keep(
+        self, index: IntScalarLike, entry: PyTree[Array], pred: BoolScalarLike
+    ) -> "EveryState":
+        """All entries, with `entry` at `index` if `pred`."""
+        write = lambda x, xs: buffer_at_set(xs, index, x, pred=cast(Any, pred))
+        return EveryState(jtu.tree_map(write, entry, self.entries))
+
+    def find(self, index: IntScalarLike) -> PyTree[Array]:
+        """The entry at `index`."""
+        return jtu.tree_map(lambda xs: xs[index], self.entries)
+
+
+def _room(number: int, entry: PyTree[Array]) -> PyTree[Array]:
+    zeros = lambda x: jnp.zeros((number, *jnp.shape(x)), jnp.result_type(x))
+    return jtu.tree_map(zeros, entry)

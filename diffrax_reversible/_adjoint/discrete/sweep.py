@@ -1,218 +1,375 @@
-"""The walk back over the accepted steps of a solve."""
+"""The reverse sweep over the accepted steps of a solve."""
 
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
+from jaxtyping import Array, PyTree
 
-from ..._autodiff.sweep import AbstractSweep, Batch, Inputs
-from ..._loop.problem import differentiated, is_none, join, Problem, save_states
-from ..._loop.steps import Steps
-from ..._reversal.base import AbstractReversal
+from ..._autodiff.batch import Batch
+from ..._autodiff.sweep import AbstractSweep, Inputs, Residuals
+from ..._controller import StepRecord
+from ..._loop.problem import join, Parameters, Problem, run
+from ..._loop.state import (
+    buffers,
+    controller_state,
+    cotangent_of_dense_info,
+    cotangents_of_times,
+    differentiated,
+    end_time,
+    is_none,
+    may_jump,
+    next_step,
+    num_accepted,
+    saved,
+    times_of,
+)
+from ..._loop.steps import knows_its_steps, Steps
+from ..._reversal.base import AbstractReversal, Cotangent, ReverseStep, StepInputs
+from ..._tree import where
 from ..._types import IntScalarLike
-from .saves import Cursor, Step
-from .step_back import StepBack, where
+from .measures import norm
+from .saves import Cursor, pull_back_inside, Saver
 
 
-class Walk(eqx.Module):
-    """What the walk carries: the end of the next step to be undone.
+class Memory(eqx.Module):
+    """What a solve keeps for its reverse sweep.
+
+    - `record`: of its steps; `None` if the controller knows them.
+    - `states`: what the adjoint method keeps of the states.
+    """
+
+    record: StepRecord | None
+    states: Any
+
+    @property
+    def buffers(self) -> list:
+        nodes = [] if self.states is None else list(self.states.buffers)
+        if self.record is not None:
+            nodes += [self.record.intervals, self.record.made_jump]
+        return nodes
+
+
+class Carry(eqx.Module):
+    """What the reverse sweep carries, at the end of the next step to be undone.
 
     - `remaining`: the number of steps that are left.
-    - `y`, `solver_state`: as the reversal of the solver carries them.
-    - `notes`: whatever else a sweep needs.
+    - `end`: the solution and the solver state, as the reversal of the solver carries
+        them.
+    - `size`: of the cotangents of the solve.
+    - `extra`: what else an adjoint method needs.
     """
 
     remaining: IntScalarLike
     cursors: list[Cursor]
-    y: PyTree
-    solver_state: PyTree
+    end: Any
     cotangent_y: PyTree
     cotangent_solver_state: PyTree
-    notes: PyTree
+    size: Array
+    extra: PyTree
 
 
+class Solved(eqx.Module):
+    """A finished solve: the problem, the last state of the loop, and what was kept."""
+
+    problem: Problem
+    final: Any
+    memory: Memory
+
+    @property
+    def steps(self) -> Steps:
+        _, _, starts_with_jump = next_step(self.problem.state)
+        return Steps(
+            self.problem.stepsize_controller,
+            controller_state(self.final),
+            num_accepted(self.final),
+            end_time(self.final),
+            starts_with_jump,
+            self.memory.record,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class AbstractStepSweep(AbstractSweep):
-    """The loop of a solve and its reverse, step by step. `evaluate` returns the state at
-    the end of the loop, and what was kept on the way.
+    """The loop of a solve, and its reverse sweep step by step.
 
     - `loop`: diffrax's own.
     - `static`: what of the problem is not an array.
     - `name`: of the adjoint method, for errors.
+    - `capacity`: how many steps there is room for; `None` if this is not known.
+    - `throw`: whether to raise where there is not enough room.
+    - `keeps_every_state`: whether the states of all steps are kept.
     """
 
-    def __init__(self, loop: Callable, static: PyTree, name: str):
-        self.loop = loop
-        self.static = static
-        self.name = name
-        self.refusal = (
-            f"`adjoint={name}()` does not differentiate with respect to a value that a "
-            "callable closes over, other than the vector field and `SaveAt(fn=...)`. "
+    loop: Callable
+    static: PyTree
+    name: str
+    capacity: int | None
+    throw: bool
+
+    # Annotated only: a class variable of the subclass.
+    keeps_every_state: ClassVar[bool]
+
+    @property
+    def refusal(self):
+        return (
+            f"`adjoint={self.name}()` does not differentiate with respect to a value that "
+            "a callable closes over, other than the vector field and `SaveAt(fn=...)`. "
             "Pass it through `args`, or make the callable an `equinox.Module` of which "
             "it is a field; or use `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
         )
-        self.refusal_twice = (
-            f"A gradient with `{name}()` cannot be differentiated in reverse mode again. "
-            "For second derivatives use forward mode over reverse mode: "
-            "`jax.jacfwd(jax.grad(...))`, `jax.jvp` of `jax.grad`, or a Hessian-vector "
-            "product of these."
+
+    @property
+    def refusal_twice(self):
+        return (
+            f"A solve with `adjoint={self.name}()` cannot be differentiated twice in "
+            "reverse mode, nor in reverse mode over forward mode. For second derivatives "
+            "use forward mode over reverse mode: `jax.jacfwd(jax.grad(...))`, `jax.jvp` "
+            "of `jax.grad`, or a Hessian-vector product of these."
         )
 
-    @abc.abstractmethod
-    def depart(self, problem: Problem, final: Any) -> tuple[PyTree, PyTree, PyTree]:
-        """`y`, `solver_state` and `notes` of the walk at its start."""
+    #
+    # What the adjoint methods differ in.
+    #
 
     @abc.abstractmethod
-    def look_up(
-        self,
-        problem: Problem,
-        memory: Any,
-        final: Any,
-        walk: Walk,
-        step: Step,
-        batch: Batch,
+    def init_states(self, problem: Problem) -> Any:
+        """What is kept of the states, at the start of the solve: has a property
+        `buffers`; or `None`."""
+
+    @abc.abstractmethod
+    def keep_states(self, states: Any, before: Any, after: Any) -> Any:
+        """What is kept of the states, after a step of the loop."""
+
+    @abc.abstractmethod
+    def init_carry(self, solved: Solved) -> tuple[Any, PyTree]:
+        """`end` and `extra` of the carry where the sweep starts."""
+
+    @abc.abstractmethod
+    def reversal(
+        self, solved: Solved, carry: Carry, step: ReverseStep, batch: Batch
     ) -> tuple[AbstractReversal, PyTree]:
-        """What undoes the next step, and the notes after that."""
+        """What undoes the next step, and the new `extra`."""
 
     @abc.abstractmethod
-    def compare(
-        self,
-        problem: Problem,
-        memory: Any,
-        final: Any,
-        walk: Walk,
-        step: Step,
-        batch: Batch,
-    ) -> Walk:
-        """The walk, after `step` has been undone."""
+    def at_start(
+        self, solved: Solved, carry: Carry, step: ReverseStep, end: Any, batch: Batch
+    ) -> tuple[Any, PyTree]:
+        """`end` and `extra` of the carry, after the step has been undone and has led to
+        `end`. `carry` is that before, with the new `extra`."""
 
     @abc.abstractmethod
-    def trusted(self, problem: Problem, final: Any, walk: Walk) -> Bool[ArrayLike, ""]:
-        """Whether the walk is to be trusted, once it is finished."""
+    def doubt(self, solved: Solved, carry: Carry) -> Array:
+        """Zero, or NaN where the sweep is not to be trusted."""
 
-    def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> Walk:
+    #
+    # What they have in common.
+    #
+
+    def evaluate(self, inputs: Inputs) -> Any:
+        nothing = Memory(None, None)
+        final, _ = run(
+            self.loop, join(inputs, self.static), nothing, lambda *_: nothing
+        )
+        return final
+
+    def evaluate_with_memory(self, inputs: Inputs) -> tuple[Any, Memory | None]:
         problem = join(inputs, self.static)
-        final, _ = outputs
-        cotangent, _ = cotangents
-        cursors = [Cursor(s.save_index, s.saveat_ts_index) for s in save_states(final)]
-        y, solver_state, notes = self.depart(problem, final)
-        return Walk(
-            final.num_accepted_steps,
-            cursors,
-            y,
-            solver_state,
-            cotangent.y,
-            cotangent.solver_state,
-            notes,
+        if self.capacity is None and self._needs_capacity(problem):
+            # Forward mode does without. Reverse mode is refused in `start`.
+            return self.evaluate(inputs), None
+        return self.run_with_memory(problem)
+
+    def run_with_memory(self, problem: Problem) -> tuple[Any, Memory]:
+        """The last state of the loop, and what was kept on the way."""
+        record, parameters = None, problem.parameters
+        if not knows_its_steps(problem.stepsize_controller):
+            jumps = may_jump(
+                problem.stepsize_controller,
+                parameters.solver,
+                parameters.terms,
+                parameters.args,
+                problem.state,
+            )
+            t0, _, _ = next_step(problem.state)
+            assert self.capacity is not None
+            record = StepRecord.empty(self.capacity, jnp.result_type(t0), jumps)
+
+        def keep(memory, before, after):
+            states = self.keep_states(memory.states, before, after)
+            if memory.record is None:
+                return Memory(None, states)
+            index, (room, _) = num_accepted(before), memory.record.intervals.shape
+            accepted = (num_accepted(after) > index) & (index < room)
+            record = memory.record.keep(*next_step(before), accepted)
+            return Memory(record, states)
+
+        memory = Memory(record, self.init_states(problem))
+        return run(self.loop, problem, memory, keep)
+
+    def _solved(self, residuals: Residuals) -> Solved:
+        problem = join(residuals.inputs, self.static)
+        return Solved(problem, residuals.outputs, residuals.memory)
+
+    def _needs_capacity(self, problem: Problem) -> bool:
+        return self.keeps_every_state or not knows_its_steps(
+            problem.stepsize_controller
         )
 
-    def length(self, carry: Walk) -> Int[ArrayLike, "..."]:
+    def start(self, residuals: Residuals, cotangents: PyTree) -> Carry:
+        if residuals.memory is None:
+            raise ValueError(
+                f"`adjoint={self.name}()` must know how many steps to make room for. "
+                f"Pass `adjoint={self.name}(capacity=...)`, or "
+                "`diffeqsolve(..., max_steps=...)`."
+            )
+        solved = self._solved(residuals)
+        end, extra = self.init_carry(solved)
+        cotangent_y, cotangent_solver_state, *_ = differentiated(cotangents)
+        cursors = [Cursor(*numbers) for numbers in saved(solved.final)]
+        remaining = num_accepted(solved.final)
+        size = norm(cotangents)
+        return Carry(
+            remaining, cursors, end, cotangent_y, cotangent_solver_state, size, extra
+        )
+
+    def length(self, carry: Carry) -> IntScalarLike:
         return carry.remaining
 
     def step(
         self,
-        inputs: Inputs,
-        outputs: PyTree,
+        residuals: Residuals,
         cotangents: PyTree,
-        carry: Walk,
-        cotangent_parameters: PyTree,
+        carry: Carry,
+        total: PyTree,
         batch: Batch,
-    ) -> tuple[Walk, PyTree]:
-        problem = join(inputs, self.static)
+    ) -> tuple[Carry, PyTree]:
+        solved = self._solved(residuals)
+        problem, final = solved.problem, solved.final
         mask = lambda total, x: None if total is None else x
         parameters = jtu.tree_map(
-            mask, cotangent_parameters, inputs.parameters, is_leaf=is_none
+            mask, total, residuals.inputs.parameters, is_leaf=is_none
         )
-        rebuild = lambda parameters: eqx.combine(parameters, problem.parameters)
-        final, memory = outputs
-        cotangent, _ = cotangents
-        step = _current_step(problem, rebuild, final, carry, batch, parameters)
-        reversal, notes = self.look_up(problem, memory, final, carry, step, batch)
-        carried = (carry.y, carry.solver_state)
-        back = StepBack(
-            problem,
-            reversal,
-            rebuild,
-            parameters,
-            step,
-            final,
-            cotangent,
-            carried,
-            batch,
-        )
+        all_parameters = lambda p: eqx.combine(p, problem.parameters)
+        step = _current_step(solved, all_parameters, parameters, carry, batch)
+        is_last = step.active & (step.number == num_accepted(final))
+        reversal, extra = self.reversal(solved, carry, step, batch)
+        end = reversal.end_of(step, carry.end)
+        savers = _savers(problem, all_parameters, cotangents)
+
+        # In the reverse order: saved the end, saved the inside, stepped.
+        cursors = list(carry.cursors)
         cotangent_y, cotangent_solver_state = where(
             step.active, (carry.cotangent_y, carry.cotangent_solver_state), 0
         )
-        total, cursors = back.end((cotangent_y, cotangent_parameters), carry.cursors)
-        cotangent_y, cotangent_parameters = total
-        cotangent_dense_info, cotangent_parameters, cursors = back.inside(
-            cotangent_parameters, cursors
+        for i, saver in enumerate(savers):
+            cotangent_y, total, cursors[i] = saver.pull_back_end(
+                step, cursors[i], end.y, cotangent_y, batch, total
+            )
+        _, _, total = batch.vjp(
+            lambda _, p: times_of(final, *step.interval(p)),
+            (),
+            parameters,
+            cotangents_of_times(cotangents, step.number, step.active, is_last),
+            total,
         )
-        y, solver_state, *state, cotangent_parameters = back.itself(
-            cotangent_y,
-            cotangent_solver_state,
-            cotangent_dense_info,
-            cotangent_parameters,
+
+        def interpolate(parameters, dense_info, t):
+            inputs = step.inputs_of(parameters)
+            make = inputs.solver.interpolation_cls
+            return make(t0=inputs.t0, t1=inputs.t1, **dense_info).evaluate(t)
+
+        cotangent_dense_info, total, cursors = pull_back_inside(
+            savers,
+            step,
+            cursors,
+            interpolate,
+            lambda: reversal.dense_info(step, end),
+            cotangent_of_dense_info(cotangents, step.number, step.active, is_last),
+            batch,
+            total,
         )
-        total, cursors = back.start(
-            (y, solver_state), (tuple(state), cotangent_parameters), cursors
+        cotangent = Cotangent(cotangent_y, cotangent_solver_state, cotangent_dense_info)
+        start, cotangent_y, cotangent_solver_state, total = reversal.pull_back(
+            step, end, cotangent, batch, total
         )
-        (cotangent_y, cotangent_solver_state), cotangent_parameters = total
-        walk = Walk(
+        before = eqx.tree_at(lambda c: c.extra, carry, extra, is_leaf=is_none)
+        start, extra = self.at_start(solved, before, step, start, batch)
+        new = Carry(
             carry.remaining - 1,
             cursors,
-            y,
-            solver_state,
+            start,
             cotangent_y,
             cotangent_solver_state,
-            notes,
+            carry.size,
+            None,
         )
-        walk = self.compare(problem, memory, final, walk, step, batch)
-        # Notes may be large: whoever takes them leaves them alone for an element that
-        # is not active.
-        rest = where(step.active, walk, carry)
-        return dataclasses.replace(rest, notes=walk.notes), cotangent_parameters
+        old = eqx.tree_at(lambda c: c.extra, carry, None, is_leaf=is_none)
+        new = where(step.active, new, old)
+        # It may be large: whoever changes it leaves it alone if not active.
+        return eqx.tree_at(lambda c: c.extra, new, extra, is_leaf=is_none), total
 
     def finish(
-        self, inputs: Inputs, outputs: PyTree, cotangents: PyTree, carry: Walk
-    ) -> tuple[PyTree, Bool[Array, ""]]:
-        problem = join(inputs, self.static)
-        final, _ = outputs
-        trusted = jnp.asarray(self.trusted(problem, final, carry))
-        _, _, *buffers = differentiated(cotangents[0])
-        state = (carry.cotangent_y, carry.cotangent_solver_state, *buffers)
-        return state, trusted
+        self, residuals: Residuals, cotangents: PyTree, carry: Carry
+    ) -> tuple[PyTree, Array]:
+        solved = self._solved(residuals)
+        doubt = self.doubt(solved, carry)
+        max_steps, capacity = solved.problem.options["max_steps"], self.capacity
+        if capacity is not None and self._needs_capacity(solved.problem):
+            if max_steps is None or capacity < max_steps:
+                too_many = jnp.asarray(num_accepted(solved.final) > capacity)
+                doubt = doubt + self._check_capacity(too_many).astype(doubt.dtype)
+        _, _, *others = differentiated(cotangents)
+        return (carry.cotangent_y, carry.cotangent_solver_state, *others), doubt
+
+    def _check_capacity(self, too_many: Array) -> Array:
+        """Zero, or NaN where there were more steps than room for them."""
+        if self.throw:
+            too_many = eqx.error_if(
+                too_many,
+                too_many,
+                f"More steps were accepted than `{self.name}(capacity={self.capacity})` "
+                "has room for. Pass a larger `capacity`.",
+            )
+        return jnp.where(too_many, jnp.nan, 0)
 
 
-def steps_of(problem: Problem, final: Any) -> Steps:
-    """The steps of the solve that has ended in the state `final`."""
-    return Steps(
-        problem.stepsize_controller,
-        final.controller_state,
-        final.num_accepted_steps,
-        final.tprev,
-        problem.state.made_jump,
-    )
-
-
-def _current_step(problem, rebuild, final, carry, batch, parameters) -> Step:
-    # Outside a batch the loop ends when there is nothing left to walk.
+def _current_step(
+    solved: Solved, all_parameters, parameters, carry: Carry, batch: Batch
+) -> ReverseStep:
+    # Outside a batch the loop ends when there are no steps left.
     active = True if len(batch.names) == 0 else carry.remaining > 0
     number = carry.remaining if active is True else jnp.maximum(carry.remaining, 1)
-    steps = steps_of(problem, final)
+    steps, span = solved.steps, solved.problem.parameters.span
 
-    def interval(parameters):
-        span = rebuild(parameters).span
-        t0, t1 = steps.interval(number - 1, span)
-        if active is True:
-            return t0, t1
+    def inputs_of(parameters):
+        everything: Parameters = all_parameters(parameters)
         # A step of length zero is safe to evaluate, whatever the vector field.
-        return jnp.where(active, t0, span.t0), jnp.where(active, t1, span.t0)
+        nowhere = (everything.span.t0, everything.span.t0)
+        interval = where(active, steps.interval(number - 1, everything.span), nowhere)
+        solver, terms, args = everything.solver, everything.terms, everything.args
+        return StepInputs(solver, terms, args, *interval)
 
-    t_previous, _ = steps.interval(jnp.maximum(number - 2, 0), rebuild(parameters).span)
+    t_previous, _ = steps.interval(jnp.maximum(number - 2, 0), span)
     made_jump = steps.made_jump(number - 1)
-    return Step(number, active, interval, t_previous, *interval(parameters), made_jump)
+    return ReverseStep(inputs_of, parameters, t_previous, made_jump, number, active)
+
+
+def _savers(problem: Problem, all_parameters, cotangents) -> list[Saver]:
+    def saver(i, subsaveat, cotangents):
+        ts = None
+        if subsaveat.ts is not None:
+            ts = lambda parameters: all_parameters(parameters).subsaveats[i].ts
+
+        def fn(parameters, t, y):
+            everything = all_parameters(parameters)
+            return everything.subsaveats[i].fn(t, y, everything.args)
+
+        return Saver(ts, subsaveat.steps, fn, cotangents)
+
+    pairs = zip(problem.parameters.subsaveats, buffers(cotangents))
+    return [saver(i, *pair) for i, pair in enumerate(pairs)]

@@ -1,18 +1,16 @@
 """Exact gradients of a reversible solve, without storing it."""
 
-from typing import cast
-
 import equinox as eqx
 from diffrax import LeapfrogMidpoint
 
-from ..._reversal.registry import as_reversible
+from ..._autodiff.report import Action, check_action
+from ..._reversal.registry import reversal_of
 from ..._reversal.sde import refuse_sde
-from ..discrete.adjoint import AbstractSweepAdjoint
-from .accuracy import OnInaccurate
+from ..discrete.adjoint import AbstractDiscreteAdjoint, check_at_least_one
 from .sweep import ReversibleSweep
 
 
-class ReversibleAdjoint(AbstractSweepAdjoint):
+class ReversibleAdjoint(AbstractDiscreteAdjoint):
     """Exact gradients at constant memory, for reversible solvers. Differentiates the
     numerical solution itself ("discretise-then-optimise"), as
     [`diffrax.RecursiveCheckpointAdjoint`][] does, and gives the same gradients up to
@@ -32,9 +30,9 @@ class ReversibleAdjoint(AbstractSweepAdjoint):
     vector field, `t1 < t0`, `throw=False`.
 
     Differentiated are `y0`, `args`, `terms`, what the vector field and `SaveAt(fn=...)`
-    close over, a `solver_state` that was passed in, and times: `t0`, `t1`,
-    `SaveAt(ts=...)`, and `dt0` where steps are constant. When `t0` or `t1` moves,
-    adaptive steps are held at their places relative to the two.
+    close over, arrays of the solver, a `solver_state` that was passed in, and times:
+    `t0`, `t1`, `SaveAt(ts=...)`, and `dt0` where steps are constant. When `t0` or `t1`
+    moves, adaptive steps are held at their places relative to the two.
 
     Undoing the steps of a flow that contracts by `exp(-a T)` amplifies rounding by
     `exp(a T)`, so that a reversal is lost where `a T` comes near 16 in float32 or 36 in
@@ -46,8 +44,9 @@ class ReversibleAdjoint(AbstractSweepAdjoint):
     many again in the reverse sweep, and one vector-Jacobian product for each. One more
     step is undone for each step with a save time where `SaveAt(ts=..., fn=...)` has an
     `fn` of its own, or where times are differentiated. Memory: that of one evaluation
-    of the vector field, whatever the number of steps; the checkpoints; and, for
-    adaptive steps, two numbers per step, with room for `max_steps`.
+    of the vector field, whatever the number of steps; the sizes of the components of
+    solution and solver state; the checkpoints; and, for adaptive steps, two numbers per
+    step, with room for `capacity`. Where nobody differentiates, nothing is kept.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
     batch share are summed in every step of the sweep: memory and time are those of a
@@ -61,67 +60,38 @@ class ReversibleAdjoint(AbstractSweepAdjoint):
     **Raises:**
 
     - `ValueError` if the solver is not reversible, for an SDE that cannot be solved in
-        reverse, and for adaptive steps with `max_steps=None` (which
-        `RecordedSteps(controller, capacity=...)` allows).
-    - `NotImplementedError` for derivatives with respect to parameters of the step-size
-        controller, and for jumps that a controller other than
-        [`diffrax.ClipStepSizeController`][] steps over.
+        reverse, and where a solve with adaptive steps and `max_steps=None` is
+        differentiated without `capacity`.
+    - `RuntimeError`, when it is traced, for derivatives with respect to parameters of
+        the step-size controller, and for reverse mode over another derivative.
+    - `NotImplementedError` for ordered effects in the vector field.
     - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
         `diffeqsolve(..., throw=False)`.
     - `RuntimeError`, when it is run, if the reversal has lost the solution (see
-        `on_inaccurate`).
+        `on_failure`), and if a gradient takes more steps than `capacity`.
 
-    ??? cite "Reference"
-
-        The idea is that of
-
-        ```bibtex
-        @inproceedings{zhuang2021mali,
-            title={{MALI}: {A} memory efficient and reverse accurate integrator for
-                   {N}eural {ODE}s},
-            author={Zhuang, Juntang and Dvornek, Nicha C. and Tatikonda, Sekhar and
-                    Duncan, James S.},
-            booktitle={International Conference on Learning Representations},
-            year={2021}
-        }
-        ```
-
-        and for adaptive steps that are recorded and replayed in reverse
-
-        ```bibtex
-        @article{maslovskaya2024adaptive,
-            title={Adaptive higher order reversible integrators for memory efficient
-                   deep learning},
-            author={Maslovskaya, Sofya and Ober-Bl{\"o}baum, Sina and Offen, Christian
-                    and Singh, Pranav and Wembe, Boris},
-            journal={arXiv preprint arXiv:2410.09537},
-            year={2024}
-        }
-        ```
+    The idea is that of MALI, and for adaptive steps that of Maslovskaya et al.: see
+    [`diffrax_reversible.ALF`][] and [`diffrax_reversible.AbstractALFComposition`][] for
+    the references.
     """
 
-    checkpoints: int | None = eqx.field(static=True, default=None)
-    rtol: float | None = eqx.field(static=True, default=None)
-    on_inaccurate: str = eqx.field(static=True, default="raise")
+    checkpoints: int | None = eqx.field(static=True, default=None, kw_only=True)
+    capacity: int | None = eqx.field(static=True, default=None, kw_only=True)
+    reversal_rtol: float | None = eqx.field(static=True, default=None, kw_only=True)
+    on_failure: Action = eqx.field(static=True, default="raise", kw_only=True)
 
     def __check_init__(self):
-        if self.checkpoints is not None and self.checkpoints < 1:
+        for name in ("checkpoints", "capacity"):
+            check_at_least_one("ReversibleAdjoint", name, getattr(self, name))
+        if self.reversal_rtol is not None and not self.reversal_rtol > 0:
             raise ValueError(
-                "`ReversibleAdjoint(checkpoints=...)` must be at least 1, the number of "
-                f"states to keep, or `None`; got {self.checkpoints}."
+                "`ReversibleAdjoint(reversal_rtol=...)` must be positive; got "
+                f"{self.reversal_rtol}."
             )
-        if self.rtol is not None and not self.rtol > 0:
-            raise ValueError(
-                f"`ReversibleAdjoint(rtol=...)` must be positive; got {self.rtol}."
-            )
-        if self.on_inaccurate not in ("raise", "nan", "warn"):
-            raise ValueError(
-                '`ReversibleAdjoint(on_inaccurate=...)` must be "raise", "nan" or '
-                f'"warn"; got {self.on_inaccurate!r}.'
-            )
+        check_action("ReversibleAdjoint", self.on_failure)
 
     def refuse(self, solver, terms, passed_solver_state):
-        as_reversible(solver)
+        reversal_of(solver)
         refuse_sde(solver, terms)
         if passed_solver_state and type(solver) is LeapfrogMidpoint:
             # Its time is that of a step which is not in this solve.
@@ -131,23 +101,18 @@ class ReversibleAdjoint(AbstractSweepAdjoint):
                 "the solver state, and the first step is an explicit Euler step."
             )
 
-    def room(self, max_steps):
-        if max_steps is None:
-            raise ValueError(
-                "`adjoint=ReversibleAdjoint()` must know how many steps to make room "
-                "for. Pass `diffeqsolve(..., max_steps=...)`, or "
-                "`stepsize_controller=RecordedSteps(controller, capacity=...)`."
-            )
-        return max_steps
-
     def sweep(self, loop, static, problem, throw, passed_solver_state):
-        del problem, passed_solver_state
-        on_inaccurate = cast(OnInaccurate, self.on_inaccurate)
-        if on_inaccurate == "raise" and not throw:
-            on_inaccurate = "nan"
-        name = type(self).__name__
+        del passed_solver_state
+        raises = self.on_failure == "raise"
         return ReversibleSweep(
-            loop, static, name, self.checkpoints, self.rtol, on_inaccurate
+            loop,
+            static,
+            type(self).__name__,
+            problem.options["max_steps"] if self.capacity is None else self.capacity,
+            throw,
+            self.checkpoints,
+            self.reversal_rtol,
+            "nan" if raises and not throw else self.on_failure,
         )
 
 
@@ -155,13 +120,18 @@ ReversibleAdjoint.__init__.__doc__ = """**Arguments:**
 
 - `checkpoints`: How many states of the solve to keep. The sweep restarts from each of
     them, so that rounding is amplified only in between. `None`: none.
-- `rtol`: The largest accepted difference between the states that the sweep finds and
-    those that it should have found (the initial state, and the checkpoints), relative
-    to the largest entry of the solution. `None`: the square root of the machine epsilon
-    `eps` of the state, 3e-4 in float32 and 1e-8 in float64, and `4 * eps` for every
-    step, since each of them rounds; at most 0.01. With no more loss than that a gradient
-    has kept two digits on the problems on which this was measured.
-- `on_inaccurate`: What to do where the difference is larger: `"raise"` a
-    `RuntimeError` at run time; make the gradient `"nan"`; or `"warn"`. With
-    `diffeqsolve(..., throw=False)` the default is `"nan"`.
+- `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
+    solve, which may be far more than it takes.
+- `reversal_rtol`: The largest accepted difference between the states that the sweep
+    reconstructs and those that are known (the initial state, and the checkpoints), of
+    every component relative to its largest absolute value in the course of the solve.
+    Of a second copy in the solver state the square root of it is accepted. Derivatives
+    of the states, for second derivatives, may differ by a tenth of it. `None`: the
+    square root of the machine epsilon `eps` of the state, 3e-4 in float32 and 1e-8 in
+    float64, and `4 * eps` for every step, since each of them rounds; at most 0.01. With
+    no more loss than that a gradient has kept two digits on the problems on which this
+    was measured.
+- `on_failure`: What to do where the difference is larger: `"raise"` a `RuntimeError` at
+    run time; make the gradient `"nan"`; or `"warn"`. With `diffeqsolve(...,
+    throw=False)` the default is `"nan"`.
 """

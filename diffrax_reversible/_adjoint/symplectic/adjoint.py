@@ -1,14 +1,15 @@
 """Exact gradients of any explicit Runge-Kutta solve, one stage at a time."""
 
 import equinox as eqx
-from diffrax import AbstractERK, ButcherTableau, Euler
+from diffrax import Euler
 
 from ..._reversal.sde import refuse_unsafe_sde
-from ..discrete.adjoint import AbstractSweepAdjoint
+from ..._solver.runge_kutta.tableau import steps_by_tableau
+from ..discrete.adjoint import AbstractDiscreteAdjoint, check_at_least_one
 from .sweep import SymplecticSweep
 
 
-class SymplecticAdjoint(AbstractSweepAdjoint):
+class SymplecticAdjoint(AbstractDiscreteAdjoint):
     r"""Exact gradients for any explicit Runge-Kutta solver of diffrax, with the memory of
     the steps and of *one* evaluation of the vector field: the symplectic adjoint method.
     Differentiates the numerical solution itself ("discretise-then-optimise") and gives
@@ -78,10 +79,11 @@ class SymplecticAdjoint(AbstractSweepAdjoint):
     **Raises:**
 
     - `ValueError` if the solver is not an explicit Runge-Kutta one, for Brownian motion
-        that cannot be looked up again, for `max_steps=None` without `capacity`.
-    - `NotImplementedError` for derivatives with respect to parameters of the step-size
-        controller, and for jumps that a controller other than
-        [`diffrax.ClipStepSizeController`][] steps over.
+        that cannot be looked up again, and where a solve with `max_steps=None` is
+        differentiated without `capacity`.
+    - `RuntimeError`, when it is traced, for derivatives with respect to parameters of
+        the step-size controller, and for reverse mode over another derivative.
+    - `NotImplementedError` for ordered effects in the vector field.
     - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
         `diffeqsolve(..., throw=False)`.
     - `RuntimeError`, when a gradient is run, if more than `capacity` steps are
@@ -101,58 +103,37 @@ class SymplecticAdjoint(AbstractSweepAdjoint):
         ```
     """
 
-    capacity: int | None = eqx.field(static=True, default=None)
-    store_stages: bool = eqx.field(static=True, default=False)
-    checkpoints: int | None = eqx.field(static=True, default=None)
+    capacity: int | None = eqx.field(static=True, default=None, kw_only=True)
+    store_stages: bool = eqx.field(static=True, default=False, kw_only=True)
+    checkpoints: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
         for name in ("capacity", "checkpoints"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(
-                    f"`SymplecticAdjoint({name}=...)` must be at least 1, or `None`; got "
-                    f"{value}."
-                )
+            check_at_least_one("SymplecticAdjoint", name, getattr(self, name))
 
     def refuse(self, solver, terms, passed_solver_state):
         del passed_solver_state
         # Not `isinstance`, which would also ask the solver inside of a wrapped solver.
         kind = type(solver)
-        explicit = issubclass(kind, AbstractERK) and isinstance(
-            solver.tableau, ButcherTableau
-        )
-        if not (explicit or issubclass(kind, Euler)):
+        if not steps_by_tableau(kind):
             raise ValueError(
                 "`adjoint=SymplecticAdjoint()` differentiates explicit Runge-Kutta "
-                "solvers, for example `solver=diffrax.Tsit5()`; got "
-                f"`solver={kind.__name__}()`. Use `adjoint=ReversibleAdjoint()` for a "
-                "reversible solver, or `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+                "solvers, for example `solver=diffrax.Tsit5()`, that do not override "
+                f"`step`; got `solver={kind.__name__}()`. Use "
+                "`adjoint=ReversibleAdjoint()` for a reversible solver, or "
+                "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
             )
         refuse_unsafe_sde("SymplecticAdjoint", terms)
 
-    def room(self, max_steps):
-        capacity = max_steps if self.capacity is None else self.capacity
-        if capacity is None:
-            raise ValueError(
-                "`adjoint=SymplecticAdjoint()` must know how many steps to make room "
-                "for. Pass `SymplecticAdjoint(capacity=...)`, or "
-                "`diffeqsolve(..., max_steps=...)`."
-            )
-        return capacity
-
     def sweep(self, loop, static, problem, throw, passed_solver_state):
-        del throw
-        max_steps = problem.options["max_steps"]
-        capacity = self.room(max_steps)
-        check_capacity = max_steps is None or capacity < max_steps
         return SymplecticSweep(
             loop,
             static,
             type(self).__name__,
-            capacity,
-            check_capacity,
+            problem.options["max_steps"] if self.capacity is None else self.capacity,
+            throw,
             self.checkpoints,
-            self.store_stages and not isinstance(problem.solver, Euler),
+            self.store_stages and not isinstance(problem.parameters.solver, Euler),
             passed_solver_state,
         )
 
