@@ -8,9 +8,8 @@ import functools as ft
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Real
+from jaxtyping import Array, Float
 
 from ..._types import FloatScalarLike
 
@@ -65,17 +64,6 @@ def refinement(n: int) -> np.ndarray:
     fine = chebyshev_points(8 * n)
     inverse = to_coefficients(tuple(chebyshev_points(n).tolist()))
     return np.polynomial.chebyshev.chebvander(fine, n - 1) @ inverse
-
-
-def combine(weights: Real[Array, "*m n"], values: PyTree[Array]) -> PyTree[Array]:
-    """The sum over the leading axis of `values`, weighted."""
-
-    def one(x):
-        return jnp.tensordot(
-            weights.astype(x.dtype), x, 1, precision=lax.Precision.HIGHEST
-        )
-
-    return jtu.tree_map(one, values)
 
 
 @ft.cache

@@ -1,6 +1,9 @@
 """What `InterpolatedAdjoint` supports and what not, and its solve of the adjoint
 equation."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import (
@@ -11,23 +14,24 @@ from diffrax import (
     StepTo,
 )
 
-from ..._compat import is_sde, save_y, WrapTerm
+from ..._compat import is_sde, named_axes, save_y, WrapTerm
 from ..._controller.recorded import RecordedSteps
 from ..._controller.replayed import ReplayedSteps
 from ..._loop.closures import is_subsaveat
 from ..._solver.runge_kutta.tableau import with_differentiable_stages
+from ..._types import RealScalarLike, Y
+from .problem import Model
 
 
 _WAYS_OUT = (
-    "Use `adjoint=ReversibleAdjoint()` with a reversible solver, or "
+    "Use `adjoint=ReversibleAdjoint()` with a reversible solver, "
+    "`adjoint=SymplecticAdjoint()` with an explicit Runge-Kutta solver, or "
     "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
 )
-KEYWORDS = ("dt0", "max_steps", "solver", "stepsize_controller")
 
 
-def unsupported(what: str) -> NotImplementedError:
-    message = f"`adjoint=InterpolatedAdjoint(...)` does not support {what}. {_WAYS_OUT}"
-    return NotImplementedError(message)
+def unsupported(what: str) -> str:
+    return f"`adjoint=InterpolatedAdjoint(...)` does not support {what}. {_WAYS_OUT}"
 
 
 def not_differentiated(what: str) -> str:
@@ -38,35 +42,45 @@ def not_differentiated(what: str) -> str:
 
 
 def _is_ordinary(term: AbstractTerm) -> bool:
+    """Whether `vf` at a time is all that a term depends on."""
     if isinstance(term, WrapTerm):
         return _is_ordinary(term.term)
-    if isinstance(term, MultiTerm):
-        return all(map(_is_ordinary, term.terms))
-    return isinstance(term, ODETerm)
+    kind = MultiTerm if isinstance(term, MultiTerm) else ODETerm
+    overridden = [
+        name
+        for name in ("vf", "contr", "prod", "vf_prod")
+        if getattr(type(term), name) is not getattr(kind, name)
+    ]
+    parts = term.terms if isinstance(term, MultiTerm) else ()
+    return len(overridden) == 0 and all(map(_is_ordinary, parts))
 
 
 def refuse_unsupported(solver, terms, saveat, event) -> None:
+    def refuse(what: str):
+        raise NotImplementedError(unsupported(what))
+
     if event is not None:
-        raise unsupported("`diffeqsolve(..., event=...)`")
+        refuse("`diffeqsolve(..., event=...)`")
     if is_sde(terms):
-        raise unsupported("stochastic differential equations")
+        refuse("stochastic differential equations")
     if jtu.tree_structure(solver.term_structure) != jtu.tree_structure(0):
-        raise unsupported(
+        refuse(
             f"`{type(solver).__name__}`, a solver of several terms for several parts of "
             "the state"
         )
     if not _is_ordinary(terms):
-        raise unsupported(
-            "terms other than `ODETerm` and `MultiTerm`s of these. (A `ControlTerm` "
-            "whose control is differentiable is made one by `ControlTerm.to_ode()`.)"
+        refuse(
+            "terms other than `ODETerm` and `MultiTerm`s of these, nor subclasses with "
+            "methods of their own. (A `ControlTerm` whose control is differentiable is "
+            "made one by `ControlTerm.to_ode()`.)"
         )
     if saveat.dense:
-        raise unsupported("`SaveAt(dense=True)`")
+        refuse("`SaveAt(dense=True)`")
     for sub in jtu.tree_leaves(saveat.subs, is_leaf=is_subsaveat):
         if sub.steps:
-            raise unsupported("`SaveAt(steps=...)`, whose times depend on the solve")
+            refuse("`SaveAt(steps=...)`, whose times depend on the solve")
         if sub.fn is not save_y:
-            raise unsupported(
+            refuse(
                 "`SaveAt(fn=...)`. (A function of what is saved may as well be taken "
                 "after the solve.)"
             )
@@ -80,6 +94,10 @@ def _chain(controller):
     yield controller
 
 
+def _without_record(controller):
+    return next(c for c in _chain(controller) if not isinstance(c, RecordedSteps))
+
+
 def jump_times(controller, dtype):
     jumps = [
         jnp.asarray(c.jump_ts, dtype)
@@ -89,24 +107,42 @@ def jump_times(controller, dtype):
     return jnp.concatenate([jnp.zeros(0, dtype), *jumps])
 
 
-def backward_options(kwargs, direction, solver, stepsize_controller, dt0, max_steps):
-    """The arguments of `diffeqsolve` for the adjoint equation."""
-    if "stepsize_controller" in kwargs:
-        controller = kwargs["stepsize_controller"].wrap(direction)
+def backward_options(
+    own: dict[str, Any], direction, solver, stepsize_controller, dt0, max_steps
+) -> dict[str, Any]:
+    """The arguments of `diffeqsolve` for the adjoint equation.
+
+    - `own`: those of `InterpolatedAdjoint`, `None` for what is as in the solve.
+    """
+    if own["stepsize_controller"] is not None:
+        stepsize_controller = own["stepsize_controller"].wrap(direction)
     else:
-        controller = stepsize_controller
-        while isinstance(controller, RecordedSteps):
-            # Its record would not be looked at.
-            controller = controller.controller
-        if any(isinstance(c, StepTo | ReplayedSteps) for c in _chain(controller)):
+        # A record would not be looked at.
+        stepsize_controller = _without_record(stepsize_controller)
+        if any(
+            isinstance(c, StepTo | ReplayedSteps) for c in _chain(stepsize_controller)
+        ):
             raise ValueError(
-                f"`{type(controller).__name__}` has no steps for the adjoint equation. "
-                "Pass `InterpolatedAdjoint(..., stepsize_controller=...)`."
+                f"`{type(stepsize_controller).__name__}` has no steps for the adjoint "
+                "equation. Pass `InterpolatedAdjoint(..., stepsize_controller=...)`."
             )
-    dt0 = kwargs.get("dt0", dt0)
+    dt0 = dt0 if own["dt0"] is None else own["dt0"]
     return dict(
-        solver=with_differentiable_stages(kwargs.get("solver", solver)),
-        stepsize_controller=controller,
+        solver=with_differentiable_stages(own["solver"] or solver),
+        stepsize_controller=stepsize_controller,
         dt0=None if dt0 is None else -jnp.abs(dt0),
-        max_steps=kwargs.get("max_steps", max_steps),
+        max_steps=own["max_steps"] or max_steps,
     )
+
+
+def refuse_collectives(model: Model, t: RealScalarLike, y: Y) -> None:
+    """Raises `NotImplementedError` for a vector field that looks at a whole batch. Its
+    elements would choose the steps of their adjoint equations each for itself, and be at
+    different times: there is no differential equation that they solve together."""
+    axes = named_axes(jax.make_jaxpr(model.vector_field)(t, y).jaxpr)
+    if len(axes) > 0:
+        message = unsupported(
+            "a vector field with a collective, such as `jax.lax.pmean`, over "
+            f"{', '.join(map(repr, axes))}"
+        )
+        raise NotImplementedError(f"{message} Or make the whole batch one state.")

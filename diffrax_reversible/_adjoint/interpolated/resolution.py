@@ -1,9 +1,8 @@
-"""No silent loss of accuracy: whether a function is resolved by the points at which it
-is known, from the decay of its Chebyshev coefficients."""
+"""The estimated error of an interpolation, from the decay of its Chebyshev coefficients,
+so that no accuracy is lost in silence."""
 
 import functools as ft
 import math
-from typing import TypeAlias
 
 import equinox as eqx
 import jax.lax as lax
@@ -17,8 +16,6 @@ from ..._types import BoolScalarLike, RealScalarLike
 from .chebyshev import to_coefficients
 
 
-OnUnresolved: TypeAlias = Action
-
 _MESSAGE = (
     "`adjoint=InterpolatedAdjoint(nodes={nodes})` does not resolve {what} between "
     "t = {start} and t = {end}{element}: a relative error of about {loss:.1e} is more "
@@ -31,25 +28,25 @@ _SOLUTION = (
     "the vector field jumps, `ClipStepSizeController(jump_ts=...)`.",
     "Its Chebyshev coefficients do not decay, or miss what the steps of the solve have "
     "seen, so that at least `InterpolatedAdjoint(nodes={count})` are needed; or, where "
-    "more nodes are no better, "
-    "smaller tolerances of the solve, `InterpolatedAdjoint(..., landing=True)`, or "
+    "more nodes are no better, smaller tolerances of the solve, or "
     "`ClipStepSizeController(jump_ts=...)` where the vector field jumps.",
 )
 _ADJOINT = (
     "the solution of the adjoint equation",
     "About `InterpolatedAdjoint(..., quadrature={count})` would do, or "
-    "`quadrature=False`.",
+    "`quadrature=None`.",
     "Its Chebyshev coefficients do not decay, so that at least "
     "`InterpolatedAdjoint(..., quadrature={count})` points are needed, or "
-    "`quadrature=False`.",
+    "`quadrature=None`.",
 )
 
 
 class Resolution(eqx.Module):
-    """The worst that was found, and where.
+    """The worst error that was found, and where.
 
-    - `loss`: the estimated error, relative to the size of the function.
+    - `loss`: the estimated error of a component, relative to its size.
     - `needed`: the number of points for which it would be `rtol`, infinite if unknown.
+    - `adjoint`: whether it is that of the adjoint, not of the solution.
     """
 
     loss: Array
@@ -59,21 +56,32 @@ class Resolution(eqx.Module):
     adjoint: BoolScalarLike
 
 
-def sizes(tree: PyTree[Array]) -> PyTree[Array]:
-    """The largest absolute value in each leaf."""
-    return jtu.tree_map(lambda x: jnp.max(jnp.abs(x), initial=0), tree)
+def sizes(values: PyTree[Array]) -> PyTree[Array]:
+    """The largest absolute value of each component along the leading axis."""
+    return jtu.tree_map(lambda x: jnp.max(jnp.abs(x), 0, initial=0), values)
 
 
-def largest(sizes: PyTree[Array]) -> Array:
-    return ft.reduce(jnp.maximum, jtu.tree_leaves(sizes), jnp.zeros((), jnp.float32))
+def largest(tree: PyTree[Array]) -> Array:
+    """The largest absolute value in any leaf."""
+    found = [jnp.max(jnp.abs(x), initial=0) for x in jtu.tree_leaves(tree)]
+    dtype = np.result_type(np.float32, *(x.dtype for x in found))
+    return ft.reduce(
+        jnp.maximum, [x.astype(dtype) for x in found], jnp.zeros((), dtype)
+    )
 
 
-def _scales(sizes: PyTree[Array]) -> list[Array]:
-    """What the error of each leaf is relative to: its size, unless it is nothing but
-    rounding of the others."""
-    size = largest(sizes)
-    floor = jnp.finfo(size.dtype).eps ** 0.5 * jnp.where(size == 0, 1, size)
-    return [jnp.maximum(x, floor.astype(x.dtype)) for x in jtu.tree_leaves(sizes)]
+def _relative(errors: PyTree[Array], sizes: PyTree[Array], rtol: float) -> list[Array]:
+    """Errors of each component relative to its size; to more where it is nothing but
+    rounding of the others, which then is less than `rtol`."""
+    eps = lambda x: x * jnp.finfo(x.dtype).eps
+    noise = 8 / rtol * largest(jtu.tree_map(eps, sizes))
+    floor = jnp.where(noise > 0, noise, 1)
+
+    def one(error, size):
+        scale = jnp.maximum(size, floor.astype(size.dtype))
+        return error / jnp.broadcast_to(scale, error.shape)
+
+    return list(map(one, jtu.tree_leaves(errors), jtu.tree_leaves(sizes)))
 
 
 def resolve(
@@ -82,43 +90,46 @@ def resolve(
     sizes: PyTree[Array],
     rtol: float,
 ) -> tuple[Array, Array]:
-    """`loss` and `needed` of a function with these values at these points."""
+    """`loss` and `needed` of a function with these values at these points.
+
+    - `sizes`: of its components.
+    """
     n = len(points)
-    if len(jtu.tree_leaves(values)) == 0:
-        return jnp.zeros(()), jnp.zeros(())
     matrix = to_coefficients(tuple(points.tolist()))
     values, sizes = lax.stop_gradient((values, sizes))
 
-    def magnitudes(x, scale):
-        x = x.reshape(n, -1)
-        found = jnp.matmul(matrix.astype(x.dtype), x, precision=lax.Precision.HIGHEST)
-        return jnp.max(jnp.abs(found), 1, initial=0) / scale
+    def magnitudes(x):
+        coefficients = jnp.tensordot(
+            matrix.astype(x.dtype), x, 1, precision=lax.Precision.HIGHEST
+        )
+        return jnp.abs(coefficients)
 
-    found = list(map(magnitudes, jtu.tree_leaves(values), _scales(sizes)))
-    envelope = lax.cummax(ft.reduce(jnp.maximum, found), reverse=True)
+    found = _relative(jtu.tree_map(magnitudes, values), sizes, rtol)
+    dtype = largest(sizes).dtype
+    found = [jnp.max(x.reshape(n, -1), 1, initial=0).astype(dtype) for x in found]
+    worst = ft.reduce(jnp.maximum, found, jnp.zeros(n, dtype))
+    envelope = lax.cummax(worst, reverse=True)
     # An eighth of them, since some may be small by chance, or for symmetry.
     last = n - max(2, n // 8)
     first = last // 2
-    log = jnp.log(jnp.maximum(envelope, jnp.finfo(envelope.dtype).tiny))
+    log = jnp.log(jnp.maximum(envelope, jnp.finfo(dtype).tiny))
     rate = (log[first] - log[last]) / (last - first)
-    missing = (log[last] - math.log(rtol / 2)) / jnp.where(rate > 0, rate, 1)
-    needed = jnp.where(rate > 0, 8 / 7 * (last + missing) + 3, jnp.inf)
+    more = (log[last] - math.log(rtol / 2)) / jnp.where(rate > 0, rate, 1)
+    needed = jnp.where(rate > 0, 8 / 7 * (last + more) + 3, jnp.inf)
     # What is not finite speaks for itself.
     loss = jnp.where(jnp.isfinite(envelope[0]), envelope[last], 0)
     return loss, needed
 
 
 def missing(
-    reached: PyTree[Array], seen: PyTree[Array], sizes: PyTree[Array]
+    reached: PyTree[Array], seen: PyTree[Array], sizes: PyTree[Array], rtol: float
 ) -> tuple[Array, Array]:
-    """The same, of a function that goes as far as `reached` where it was not looked at,
-    and as far as `seen` where it was. Of interest where the two are very different."""
-    if len(jtu.tree_leaves(seen)) == 0:
-        return jnp.zeros(()), jnp.zeros(())
+    """`loss` and `needed` of a function of which a component goes as far as `reached`
+    where it was not looked at, and as far as `seen` where it was. Of interest where the
+    two are very different."""
     reached, seen, sizes = lax.stop_gradient((reached, seen, sizes))
-    missed = jtu.tree_map(lambda a, b: jnp.max(a - b, initial=0), reached, seen)
-    scaled = [x / scale for x, scale in zip(jtu.tree_leaves(missed), _scales(sizes))]
-    loss = ft.reduce(jnp.maximum, scaled)
+    missed = jtu.tree_map(lambda a, b: jnp.maximum(a - b, 0), reached, seen)
+    loss = largest(_relative(missed, sizes, rtol))
     known = jnp.isfinite(loss) & (loss > 0.05)
     return jnp.where(known, loss, 0), jnp.full_like(loss, jnp.inf)
 
@@ -128,34 +139,29 @@ def worse(a: Resolution, b: Resolution) -> Resolution:
     return jtu.tree_map(pick, a, b)
 
 
-def _way_out(needed, count, adjoint):
-    _, known, unknown = _ADJOINT if adjoint else _SOLUTION
-    if needed <= 4 * count:
-        return known.format(count=math.ceil(needed))
-    return unknown.format(count=2 * count)
-
-
-def check(
-    found: Resolution,
-    nodes: int,
-    quadrature: int,
-    rtol: float,
-    on_unresolved: OnUnresolved,
+def is_resolved(
+    found: Resolution, nodes: int, quadrature: int, rtol: float, on_failure: Action
 ) -> Bool[Array, ""]:
     """Whether the gradient is to be trusted. Raises or warns at run time if it is not,
     or leaves it at that."""
 
     def describe(element, loss, rtol, needed, start, end, adjoint):
+        what, known, unknown = _ADJOINT if adjoint else _SOLUTION
+        count = quadrature if adjoint else nodes
+        if needed <= 4 * count:
+            way_out = known.format(count=math.ceil(needed))
+        else:
+            way_out = unknown.format(count=2 * count)
         return _MESSAGE.format(
             nodes=nodes,
-            what=(_ADJOINT if adjoint else _SOLUTION)[0],
+            what=what,
             start=start,
             end=end,
             element=element,
             loss=loss,
             rtol=rtol,
-            way_out=_way_out(needed, quadrature if adjoint else nodes, adjoint),
+            way_out=way_out,
         )
 
     values = (found.needed, found.start, found.end, found.adjoint)
-    return is_trusted(found.loss, rtol, on_unresolved, describe, *values)
+    return is_trusted(found.loss, rtol, on_failure, describe, *values)

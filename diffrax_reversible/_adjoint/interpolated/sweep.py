@@ -1,6 +1,10 @@
-"""The adjoint equation, from one save time to the one before."""
+"""The reverse sweep of `InterpolatedAdjoint`: a step of it solves the adjoint equation
+from one save time to the one before."""
 
+import dataclasses
+import functools as ft
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,25 +21,20 @@ from diffrax import (
     SaveAt,
     SubSaveAt,
 )
-from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
+from jaxtyping import Array, PyTree
 
-from ..._autodiff.sweep import AbstractSweep, Batch, Inputs
+from ..._autodiff.batch import Batch
+from ..._autodiff.primitive import filter_jvp, has_leaves
+from ..._autodiff.report import Action
+from ..._autodiff.sweep import AbstractSweep, Inputs, Residuals
 from ..._compat import nextafter, prevbefore
-from ..._loop.problem import is_none, save_states
-from ..._types import BoolScalarLike, IntScalarLike
+from ..._loop.state import is_none, save_states, succeeded, with_save_state
+from ..._types import BoolScalarLike, FloatScalarLike, IntScalarLike
+from ..discrete.measures import norm
 from .chebyshev import chebyshev_points, gauss_legendre
 from .options import unsupported
-from .problem import join, Model, Parameters, Problem, run, Trajectory
-from .resolution import (
-    check,
-    largest,
-    missing,
-    OnUnresolved,
-    Resolution,
-    resolve,
-    sizes,
-    worse,
-)
+from .problem import InterpolatedProblem, Knots, Model, ModelAndTimes, Trajectory
+from .resolution import is_resolved, largest, missing, Resolution, resolve, sizes, worse
 
 
 _FAILED = (
@@ -47,14 +46,16 @@ _FAILED = (
 )
 _ONLY_SAVED = unsupported(
     "the derivative of anything in the solution but `ys` and `ts`"
-).args[0]
+)
 
 
-class _Walk(eqx.Module):
-    """- `remaining`: intervals.
+class _Carry(eqx.Module):
+    """The carry of the sweep.
+
+    - `remaining`: the number of intervals.
     - `sizes`: of the solution.
     - `adjoint_sizes`: of the adjoint, so far.
-    - `seen`: how far the interpolated solution goes from where it starts.
+    - `seen`: how far the interpolated solution goes from where it starts, so far.
     - `okay`: whether all solves have succeeded.
     """
 
@@ -71,6 +72,31 @@ def _inside(t, start, end):
     """`t`, not where the vector field jumps."""
     inside = jnp.clip(t, nextafter(start), prevbefore(end))
     return t + lax.stop_gradient(jnp.where(end > start, inside - t, 0))
+
+
+def _linear(fn: Callable[[PyTree, PyTree], tuple[PyTree, Array]]) -> Callable:
+    """`fn(x, rest) -> y, okay`, of which `y` is linear in `x`. Its derivative in `x` is
+    the function itself: a solve whose steps are chosen for the tangent."""
+
+    @eqx.filter_custom_jvp
+    def linear(x, rest):
+        return fn(x, rest)
+
+    @linear.def_jvp
+    def _(primals, tangents):
+        (x, rest), (tangent_x, tangent_rest) = primals, tangents
+        (y, okay), (tangent, _) = filter_jvp(
+            lambda rest: fn(x, rest), (rest,), (tangent_rest,)
+        )
+        if has_leaves(tangent_x):
+            zeros = lambda x, t: jnp.zeros_like(x) if t is None else t
+            tangent_x = jtu.tree_map(zeros, x, tangent_x, is_leaf=is_none)
+            more, more_okay = linear(tangent_x, rest)
+            more = jtu.tree_map(lambda x: jnp.where(more_okay, x, jnp.nan), more)
+            tangent = jtu.tree_map(jnp.add, tangent, more)
+        return (y, okay), (tangent, None)
+
+    return linear
 
 
 class _AdjointField(eqx.Module):
@@ -95,17 +121,25 @@ class _AdjointField(eqx.Module):
         return jtu.tree_map(jnp.negative, vjp(cotangent_y))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class InterpolatedSweep(AbstractSweep):
-    """The loop of a solve, and the adjoint equation, in which the solution is
-    interpolated.
+    """The loop of a solve, and its reverse sweep: the adjoint equation, in which the
+    solution is interpolated.
 
     - `loop`: diffrax's own.
     - `static`: what of the problem is not an array.
     - `quadrature`: the number of Gauss points in each interval, or `None`.
-    - `rtol`, `on_unresolved`: what error of the interpolation to accept, and what to do
+    - `rtol`, `on_failure`: what error of the interpolation to accept, and what to do
         about a larger one.
     - `throw`: whether to raise where the adjoint equation could not be solved.
     """
+
+    loop: Callable
+    static: PyTree
+    quadrature: int | None
+    rtol: float
+    on_failure: Action
+    throw: bool
 
     refusal = (
         "`adjoint=InterpolatedAdjoint(...)` does not differentiate with respect to a "
@@ -119,94 +153,98 @@ class InterpolatedSweep(AbstractSweep):
         "product of these."
     )
 
-    def __init__(
-        self,
-        loop: Callable,
-        static: PyTree,
-        quadrature: int | None,
-        rtol: float,
-        on_unresolved: OnUnresolved,
-        throw: bool,
-    ):
-        self.loop = loop
-        self.static = static
-        self.quadrature = quadrature
-        self.rtol = rtol
-        self.on_unresolved: OnUnresolved = on_unresolved
-        self.throw = throw
+    def _problem(self, inputs: Inputs) -> InterpolatedProblem:
+        return InterpolatedProblem.from_inputs(inputs, self.static)
 
     def evaluate(self, inputs: Inputs) -> PyTree:
-        return run(self.loop, join(inputs, self.static))
+        outputs, _ = self._problem(inputs).solve(self.loop, keep=False)
+        return outputs
 
-    def start(self, inputs: Inputs, outputs: PyTree, cotangents: PyTree) -> _Walk:
+    def evaluate_with_memory(self, inputs: Inputs) -> tuple[PyTree, Knots]:
+        outputs, knots = self._problem(inputs).solve(self.loop, keep=True)
+        assert knots is not None
+        return outputs, knots
+
+    def start(self, residuals: Residuals, cotangents: PyTree) -> _Carry:
         del cotangents
-        problem = join(inputs, self.static)
-        found = sizes(outputs.solution)
-        zero = jnp.zeros((), jnp.result_type(float, *jtu.tree_leaves(found)))
-        t = problem.parameters.times.t0
-        return _Walk(
+        problem, (final, _) = self._problem(residuals.inputs), residuals.outputs
+        knots: Knots = residuals.memory
+        okay = succeeded(final)
+        for x in jtu.tree_leaves(knots.solution):
+            okay = okay & jnp.all(jnp.isfinite(x))
+        found = sizes(knots.solution)
+        zero, t = jnp.zeros_like(largest(found)), problem.parameters.times.t0
+        return _Carry(
             jnp.asarray(problem.intervals),
             jtu.tree_map(jnp.zeros_like, problem.y0),
             found,
             jtu.tree_map(jnp.zeros_like, found),
             Resolution(zero, zero, t, t, jnp.array(False)),
-            jtu.tree_map(jnp.zeros_like, outputs.reached),
-            is_successful(outputs.final.result),
+            jtu.tree_map(jnp.zeros_like, knots.reached),
+            okay,
         )
 
-    def length(self, carry: _Walk) -> Int[ArrayLike, "..."]:
+    def length(self, carry: _Carry) -> IntScalarLike:
         return carry.remaining
 
     def step(
         self,
-        inputs: Inputs,
-        outputs: PyTree,
+        residuals: Residuals,
         cotangents: PyTree,
-        carry: _Walk,
-        cotangent_parameters: PyTree,
+        carry: _Carry,
+        total: ModelAndTimes,
         batch: Batch,
-    ) -> tuple[_Walk, PyTree]:
-        problem = join(inputs, self.static)
-        total, model = cotangent_parameters, problem.parameters.model
-        mask = lambda total, x: None if total is None else x
-        parameters = jtu.tree_map(
-            mask, total.model, inputs.parameters.model, is_leaf=is_none
-        )
-        breaks, order = problem.breaks()
+    ) -> tuple[_Carry, ModelAndTimes]:
+        problem = self._problem(residuals.inputs)
+        parameters: ModelAndTimes = residuals.inputs.parameters
+        model = problem.parameters.model
+        breaks, order = problem.breaks(problem.parameters.times)
         number = carry.remaining - 1
-        index = order[number]
-        saved = _saved_cotangent(problem, cotangents, index)
+        saved = _saved_cotangent(problem, cotangents, order[number])
         adjoint = jtu.tree_map(jnp.add, carry.adjoint, saved)
-        size = largest(sizes(adjoint))
-        adjoint_sizes = jtu.tree_map(jnp.maximum, carry.adjoint_sizes, sizes(adjoint))
+        size = lax.stop_gradient(largest(adjoint))
+        adjoint_sizes = jtu.tree_map(
+            lambda s, x: jnp.maximum(s, jnp.abs(x)), carry.adjoint_sizes, adjoint
+        )
         start, end = breaks[number], breaks[number + 1]
         # There is nothing to be found where a solve has failed, or a cotangent is NaN.
         start = jnp.where(carry.okay & jnp.isfinite(size), start, end)
-        trajectory = problem.trajectory(outputs.solution, number, start, end)
+        trajectory = problem.trajectory(residuals.memory.solution, number, start, end)
+        # Nor is zero times something that is not finite to be added up.
+        known = lambda x, y0: jnp.where(
+            carry.okay, x, jnp.where(jnp.isfinite(y0), y0, 0)
+        )
+        values = jtu.tree_map(known, trajectory.values, problem.y0)
+        trajectory = eqx.tree_at(lambda x: x.values, trajectory, values)
         reached = trajectory.reached(problem.y0)
-        seen = jtu.tree_map(jnp.maximum, carry.seen, reached)
 
         def resolution(values, points, sizes, of_adjoint):
             loss, needed = resolve(values, points, sizes, self.rtol)
             loss = jnp.where(size > 0, loss, 0)
             return Resolution(loss, needed, start, end, jnp.array(of_adjoint))
 
-        found = resolution(
-            trajectory.values, chebyshev_points(problem.nodes), carry.sizes, False
-        )
-        for_model = Batch(batch.names, batch.summed.model)
-        if self.quadrature is None or len(jtu.tree_leaves(parameters)) == 0:
-            new, increment, _, okay = self._solve(
-                problem, trajectory, adjoint, parameters
+        points = chebyshev_points(problem.nodes)
+        found = resolution(values, points, carry.sizes, False)
+        for_model = batch.select(lambda parameters: parameters.model)
+        mask = lambda total, x: None if total is None else x
+        perturbed = jtu.tree_map(mask, total.model, parameters.model, is_leaf=is_none)
+        solve = ft.partial(self._solve, problem, trajectory, adjoint)
+        if self.quadrature is None or len(jtu.tree_leaves(perturbed)) == 0:
+            new, increment, _, okay = solve(perturbed)
+            _, _, total_model = for_model.vjp(
+                lambda _, p: jtu.tree_map(jnp.multiply, increment, p),
+                (),
+                perturbed,
+                jtu.tree_map(jnp.ones_like, perturbed),
+                total.model,
             )
-            total_model = for_model.accumulate(total.model, increment)
         else:
-            ts, weights = _gauss(self.quadrature, start, end)
-            nothing = jtu.tree_map(lambda _: None, parameters)
-            new, _, inside, okay = self._solve(
-                problem, trajectory, adjoint, nothing, ts
-            )
-            points, _ = gauss_legendre(self.quadrature)
+            points, weights = gauss_legendre(self.quadrature)
+            half, middle = (end - start) / 2, (start + end) / 2
+            cast = lambda x: jnp.asarray(x, start.dtype)
+            ts = jnp.clip(middle + half * cast(points), start, end)
+            nothing = jtu.tree_map(lambda _: None, perturbed)
+            new, _, inside, okay = solve(nothing, ts)
             # The ends are known, too, and are where the adjoint changes fastest.
             points = np.concatenate([[1], points, [-1]])
             values = jtu.tree_map(
@@ -216,166 +254,172 @@ class InterpolatedSweep(AbstractSweep):
             adjoint_sizes = jtu.tree_map(jnp.maximum, adjoint_sizes, sizes(values))
             found = worse(found, resolution(values, points, adjoint_sizes, True))
 
-            def pull_back(total, node):
+            def add(total, node):
                 t, weight, adjoint = node
-                vector_field = lambda y, p: eqx.combine(p, model).vector_field(t, y)
-                _, _, increment = for_model.pull_back(
-                    vector_field,
-                    trajectory(t),
-                    parameters,
+                y = trajectory(t)
+                _, _, total = for_model.vjp(
+                    lambda _, p: eqx.combine(p, model).vector_field(t, y),
+                    (),
+                    perturbed,
                     jtu.tree_map(lambda a: weight.astype(a.dtype) * a, adjoint),
+                    total,
                 )
-                return for_model.accumulate(total, increment), None
+                return total, None
 
-            total_model, _ = lax.scan(pull_back, total.model, (ts, weights, inside))
-        total_times = _pull_back_times(
-            problem, trajectory, (number, index), (saved, new), total.times, batch
+            nodes = ts, half * cast(weights), inside
+            total_model, _ = lax.scan(add, total.model, nodes)
+        total_times = _add_times(
+            problem,
+            trajectory,
+            number,
+            (saved, new),
+            parameters.times,
+            total.times,
+            batch,
         )
-        walk = _Walk(
+        carry = _Carry(
             number,
             new,
             carry.sizes,
             adjoint_sizes,
             worse(carry.resolution, found),
-            seen,
+            jtu.tree_map(jnp.maximum, carry.seen, reached),
             carry.okay & okay,
         )
-        return walk, Parameters(total_model, total_times)
+        return carry, ModelAndTimes(total_model, total_times)
 
     def _solve(self, problem, trajectory, adjoint, parameters, ts=None):
         """The adjoint at the start of the trajectory, the cotangent of the parameters,
         the adjoint at `ts`, and whether this was successful."""
-        # The equation is linear. Absolute tolerances know nothing of the size of a loss.
-        size = lax.stop_gradient(largest(sizes(adjoint)))
-        size = jnp.where(size == 0, 1, size)
-        adjoint = jtu.tree_map(lambda x: x / size.astype(x.dtype), adjoint)
-        model = problem.parameters.model
-        terms = [
-            ODETerm(_AdjointField(trajectory, model, i))
-            for i in range(len(model.parts))
-        ]
-        zeros = jtu.tree_map(jnp.zeros_like, parameters)
-        subs = {"start": SubSaveAt(t1=True)}
-        if ts is not None:
-            subs["inside"] = SubSaveAt(ts=ts, fn=lambda t, y, args: y[0])
-        solution = diffeqsolve(
-            MultiTerm(*terms) if isinstance(model.terms, MultiTerm) else terms[0],
-            t0=trajectory.end,
-            t1=trajectory.start,
-            y0=(adjoint, zeros),
-            args=parameters,
-            saveat=SaveAt(subs=subs),
-            adjoint=ForwardMode(),
-            throw=False,
-            **problem.backward,
-        )
-        ys = jtu.tree_map(lambda x: size.astype(x.dtype) * x, solution.ys)
+
+        def solve(adjoint, rest):
+            problem, trajectory, parameters, ts = rest
+            # Absolute tolerances know nothing of the size of a loss.
+            size = lax.stop_gradient(largest(adjoint))
+            size = jnp.where(size == 0, 1, size)
+            model = problem.parameters.model
+            terms = [
+                ODETerm(_AdjointField(trajectory, model, i))
+                for i in range(len(model.parts))
+            ]
+            subs = {"start": SubSaveAt(t1=True)}
+            if ts is not None:
+                subs["inside"] = SubSaveAt(ts=ts, fn=lambda t, y, args: y[0])
+            solution = diffeqsolve(
+                MultiTerm(*terms) if isinstance(model.terms, MultiTerm) else terms[0],
+                t0=trajectory.end,
+                t1=trajectory.start,
+                y0=(
+                    jtu.tree_map(lambda x: x / size.astype(x.dtype), adjoint),
+                    jtu.tree_map(jnp.zeros_like, parameters),
+                ),
+                args=parameters,
+                saveat=SaveAt(subs=subs),
+                adjoint=ForwardMode(),
+                throw=False,
+                **problem.backward,
+            )
+            okay = is_successful(solution.result)
+            known = lambda x: jnp.where(okay, size.astype(x.dtype) * x, 0)
+            return jtu.tree_map(known, solution.ys), okay
+
+        ys, okay = _linear(solve)(adjoint, (problem, trajectory, parameters, ts))
         new, increment = jtu.tree_map(lambda x: x[0], ys["start"])
-        return new, increment, ys.get("inside"), is_successful(solution.result)
+        return new, increment, ys.get("inside"), okay
 
     def finish(
-        self, inputs: Inputs, outputs: PyTree, cotangents: PyTree, carry: _Walk
-    ) -> tuple[PyTree, Bool[Array, ""]]:
-        problem = join(inputs, self.static)
-        adjoint = carry.adjoint
-        for sub, save in zip(problem.subsaveats, save_states(cotangents.final)):
+        self, residuals: Residuals, cotangents: PyTree, carry: _Carry
+    ) -> tuple[PyTree, FloatScalarLike]:
+        problem = self._problem(residuals.inputs)
+        knots: Knots = residuals.memory
+        (final, _), (cotangent, _) = residuals.outputs, cotangents
+        adjoint, okay = carry.adjoint, carry.okay
+        for sub, save in zip(problem.subsaveats, save_states(cotangent)):
             if sub.t0:
                 adjoint = jtu.tree_map(lambda a, x: a + x[0], adjoint, save.ys)
-        others = eqx.tree_at(
-            lambda s: s.save_state, cotangents.final, None, is_leaf=is_none
-        )
-        okay = carry.okay
+        is_zero = norm(lax.stop_gradient(cotangents)) == 0
+        others = with_save_state(cotangent, None)
         for x in jtu.tree_leaves(others):
             okay = eqx.error_if(okay, jnp.any(x != 0), _ONLY_SAVED)
         if self.throw:
-            okay = eqx.error_if(
-                okay, is_successful(outputs.final.result) & ~okay, _FAILED
-            )
-        breaks, _ = problem.breaks()
+            failed = succeeded(final) & ~okay & ~is_zero
+            okay = eqx.error_if(okay, failed, _FAILED)
+        breaks, _ = problem.breaks(problem.parameters.times)
         missed = Resolution(
-            *missing(outputs.reached, carry.seen, carry.sizes),
+            *missing(knots.reached, carry.seen, carry.sizes, self.rtol),
             *(breaks[0], breaks[-1], jnp.array(False)),
         )
         matters = carry.okay & (largest(carry.adjoint_sizes) > 0)
-        missed = eqx.tree_at(lambda r: r.loss, missed, replace_fn=matters.__mul__)
+        loss = jnp.where(matters, missed.loss, 0)
+        missed = eqx.tree_at(lambda r: r.loss, missed, loss)
         direction = problem.parameters.model.parts[0].direction
         resolution = eqx.tree_at(
             lambda r: (r.start, r.end),
             worse(carry.resolution, missed),
             replace_fn=lambda t: t * direction,
         )
-        trusted = check(
-            resolution,
-            problem.nodes,
-            self.quadrature or 0,
-            self.rtol,
-            self.on_unresolved,
+        quadrature = self.quadrature or 0
+        okay = okay & is_resolved(
+            resolution, problem.nodes, quadrature, self.rtol, self.on_failure
         )
-        return adjoint, trusted & okay
+        # Nobody looks at what has failed where all cotangents are zero.
+        return adjoint, jnp.where(okay | is_zero, 0.0, jnp.nan)
 
 
-def _gauss(n, start, end):
-    """Points and weights in an interval."""
-    points, weights = gauss_legendre(n)
-    half, middle = (end - start) / 2, (start + end) / 2
-    cast = lambda x: jnp.asarray(x, start.dtype)
-    return jnp.clip(middle + half * cast(points), start, end), half * cast(weights)
-
-
-def _saved_cotangent(problem: Problem, cotangents, index):
-    """The cotangent of what is saved at the time `index` of `Problem.breaks`."""
+def _saved_cotangent(problem: InterpolatedProblem, cotangents: PyTree, index) -> PyTree:
+    """The cotangent of what is saved at the time `index` of `problem.breaks(...)`."""
+    final, _ = cotangents
     total = jtu.tree_map(jnp.zeros_like, problem.y0)
-    first = 0
-    end = sum(problem.lengths) + len(problem.jumps)
-    states = save_states(cotangents.final)
-    for sub, length, save in zip(problem.subsaveats, problem.lengths, states):
+    first, end = 0, sum(problem.lengths) + len(problem.jumps)
+    for sub, length, save in zip(
+        problem.subsaveats, problem.lengths, save_states(final)
+    ):
         # Where it is in the buffer, and whether it is there.
-        places = []
+        places: list[tuple[Any, Any]] = [(-1, index == end)] if sub.t1 else []
         if length > 0:
             here = (index >= first) & (index < first + length)
-            place = jnp.clip(index - first, 0, length - 1) + sub.t0
+            place = jnp.clip(index - first, 0, length - 1) + int(sub.t0)
             places.append((place, here))
-        if sub.t1:
-            places.append((-1, index == end))
         for place, here in places:
-            total = jtu.tree_map(
-                lambda a, x: a + jnp.where(here, x[place], 0), total, save.ys
-            )
+            add = lambda a, x: a + jnp.where(here, x[place], 0)
+            total = jtu.tree_map(add, total, save.ys)
         first += length
     return total
 
 
-def _pull_back_times(problem: Problem, trajectory, place, cotangents, total, batch):
+def _add_times(
+    problem: InterpolatedProblem, trajectory, number, cotangents, times, total, batch
+):
     """Adds the cotangents of times: what is saved later moves on with the solution; a
     later start moves it back."""
-    number, index = place
     saved, adjoint = cotangents
     start, end = trajectory.start, trajectory.end
 
-    def rate(t, node, cotangent):
+    def rate(t, node):
         y = jtu.tree_map(lambda x: x[node], trajectory.values)
-        t = _inside(t, start, end)
-        k = problem.parameters.model.vector_field(t, y)
-        move = lambda t: jtu.tree_map(lambda k: t * k, k)
-        _, vjp = jax.vjp(move, jnp.ones_like(t))
-        return vjp(cotangent)[0]
+        return problem.parameters.model.vector_field(_inside(t, start, end), y)
 
-    zero = jnp.zeros_like(end)
-    increment = jtu.tree_map(jnp.zeros_like, total)
+    parts = []
     if total.ts is not None or total.t1 is not None:
-        found = rate(end, -1, saved)
-        m = len(problem.parameters.times.ts)
-        if total.ts is not None:
-            ts = jnp.where(jnp.arange(m) == index, found, 0)
-            increment = eqx.tree_at(lambda s: s.ts, increment, ts)
-        if total.t1 is not None and problem.ends_at_t1:
-            t1 = jnp.where(index == m + len(problem.jumps), found, 0)
-            increment = eqx.tree_at(lambda s: s.t1, increment, t1)
+        parts.append((number + 1, rate(end, -1), saved))
     if total.t0 is not None:
         first = number == 0
-        found = lax.cond(
-            batch.any(first), lambda: rate(start, 0, adjoint), lambda: zero
+        zeros = jtu.tree_map(jnp.zeros_like, adjoint)
+        rates = lax.cond(batch.any(first), lambda: rate(start, 0), lambda: zeros)
+        back = jtu.tree_map(lambda x: jnp.where(first, -x, 0), adjoint)
+        parts.append((number, rates, back))
+    if len(parts) == 0:
+        return total
+    places, rates, cotangents = zip(*parts)
+
+    def moved(_, times):
+        breaks, _ = problem.breaks(times)
+        move = lambda k, t: t.astype(k.dtype) * k
+        return tuple(
+            jtu.tree_map(lambda k: move(k, breaks[i]), rate)
+            for i, rate in zip(places, rates)
         )
-        t0 = jnp.where(first, -found, 0)
-        increment = eqx.tree_at(lambda s: s.t0, increment, t0)
-    return Batch(batch.names, batch.summed.times).accumulate(total, increment)
+
+    for_times = batch.select(lambda parameters: parameters.times)
+    _, _, total = for_times.vjp(moved, (), times, cotangents, total)
+    return total
