@@ -6,6 +6,7 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 # For the tests of solves on several devices. All others run on the first.
 jax.config.update("jax_num_cpu_devices", 8)
 

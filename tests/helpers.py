@@ -1,4 +1,5 @@
-"""What the tests vary. A new solver is tested by adding it to `SOLVERS`."""
+"""What the tests vary. A new solver is tested by adding it to `SOLVERS`, `FIXED`, `PAIRS`
+or `RUNGE_KUTTA`."""
 
 import functools as ft
 import itertools as it
@@ -12,6 +13,7 @@ import jax.flatten_util as jfu
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+import numpy as np
 import pytest
 
 from diffrax_reversible import (
@@ -25,15 +27,22 @@ from diffrax_reversible import (
     ReversibleALF8,
     ReversibleYoshida4,
     ReversibleYoshida6,
+    StormerVerlet,
     SymplecticAdjoint,
+    SymplecticComposition4,
 )
-from diffrax_reversible._solver.alf.coefficients_low import BLANES_MOAN4
+
+from .reference import jit as jit, Problem, Unrolled, unrolled
 
 
-# A list with an error estimate, as a user might pass it.
-_blanes_moan4 = ALFComposition(
-    BLANES_MOAN4.fractions, 4, BLANES_MOAN4.error_weights, BLANES_MOAN4.error_order
-)
+def _as_a_user(composition):
+    """A list with an error estimate, as a user might pass it."""
+    return ALFComposition(
+        composition.fractions,
+        4,
+        error_weights=composition.error_weights,
+        error_order=composition.error_order,
+    )
 
 
 # What differs from another solver by coefficients alone is for the slow tests.
@@ -44,15 +53,37 @@ SOLVERS = (
     pytest.param(ReversibleALF4(), id="ALF4"),
     pytest.param(ReversibleALF6(), id="ALF6", marks=_slow),
     pytest.param(ALF(), id="MALI"),
-    pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped", marks=_slow),
+    pytest.param(ReversibleALF4(damping=0.5), id="ALF4 damped"),
     pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled", marks=_slow),
     pytest.param(ReversibleYoshida4(), id="Yoshida4", marks=_slow),
     pytest.param(ReversibleYoshida6(), id="Yoshida6", marks=_slow),
     pytest.param(ReversibleALF8(), id="ALF8", marks=_slow),
     pytest.param(ALF(eta=0.98), id="MALI damped", marks=_slow),
     pytest.param(ReversibleALF4(grid=2.0**-44), id="ALF4 grid", marks=_slow),
-    pytest.param(Reversible(diffrax.Heun()), id="Heun coupled", marks=_slow),
-    pytest.param(_blanes_moan4, id="BlanesMoan4", marks=_slow),
+    pytest.param(Reversible(diffrax.Heun()), id="Heun coupled"),
+    pytest.param(Reversible(diffrax.Dopri8()), id="Dopri8 coupled", marks=_slow),
+    pytest.param(_as_a_user(ReversibleALF4().composition), id="list", marks=_slow),
+    pytest.param(diffrax.ReversibleHeun(), id="ReversibleHeun"),
+)
+# Without an error estimate.
+FIXED = (
+    pytest.param(Reversible(diffrax.Euler(), 1.0), id="Euler coupled"),
+    pytest.param(diffrax.LeapfrogMidpoint(), id="LeapfrogMidpoint"),
+)
+# For pairs of terms, without an error estimate.
+PAIRS = (
+    pytest.param(diffrax.SemiImplicitEuler(), id="SemiImplicitEuler", marks=_slow),
+    pytest.param(StormerVerlet(), id="StormerVerlet"),
+    pytest.param(SymplecticComposition4(), id="SymplecticComposition4", marks=_slow),
+)
+# For `SymplecticAdjoint`.
+RUNGE_KUTTA = (
+    pytest.param(diffrax.Heun(), id="Heun", marks=_slow),
+    pytest.param(diffrax.Tsit5(), id="Tsit5"),
+    pytest.param(diffrax.Bosh3(), id="Bosh3", marks=_slow),
+    pytest.param(diffrax.Dopri8(), id="Dopri8", marks=_slow),
+    pytest.param(diffrax.Dopri5(), id="Dopri5", marks=_slow),
+    pytest.param(diffrax.Ralston(), id="Ralston", marks=_slow),
 )
 
 
@@ -60,16 +91,6 @@ def adjoint_of(solver):
     """The adjoint method that a solver is tested with."""
     is_runge_kutta = isinstance(solver, diffrax.AbstractERK | diffrax.Euler)
     return SymplecticAdjoint() if is_runge_kutta else ReversibleAdjoint()
-
-
-# Compiling is what the tests spend their time on.
-jit = ft.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
 
 
 class Stepping(eqx.Module):
@@ -210,43 +231,82 @@ def weigh(tree, seed=1):
     """A nonlinear number made of everything in `tree` that was saved."""
     total = 0.0
     for i, x in enumerate(jtu.tree_leaves(eqx.filter(tree, eqx.is_inexact_array))):
-        weight = jr.normal(jr.fold_in(jr.PRNGKey(seed), i), x.shape, x.dtype)
-        total = total + jnp.sum(weight * jnp.sin(jnp.where(jnp.isfinite(x), x, 0)))
+        weight = np.cos(np.arange(x.size) + 10 * i + 7.3 * seed).reshape(x.shape)
+        x = jnp.sin(jnp.where(jnp.isfinite(x), x, 0))
+        total = total + jnp.sum(weight.astype(x.dtype) * x)
     return total
+
+
+def evaluate(solution, ts):
+    """Dense output at several times."""
+    if isinstance(solution, Unrolled):
+        ys = [solution.evaluate(t) for t in ts]
+        return jtu.tree_map(lambda *x: jnp.stack(x), *ys)
+    return jax.vmap(solution.evaluate)(ts)
 
 
 def solution_loss(solution):
     """A loss on everything that was saved."""
     total = weigh(solution.ys) + weigh(solution.solver_state, 2)
     if solution.interpolation is not None:
-        t0, t1 = solution.t0, solution.t1
-        ts = times(t0, t1, 0.0, 0.03, 0.37, 0.4, 0.91, 1.0)
-        total = total + weigh(jax.vmap(solution.evaluate)(ts), 3)
+        ts = times(solution.t0, solution.t1, 0.0, 0.03, 0.37, 0.4, 0.91, 1.0)
+        total = total + weigh(evaluate(solution, ts), 3)
         total = total + weigh(solution.derivative(ts[2]), 5)
     return total
 
 
-def solve(p, solver, stepping, saves, interval, adjoint, **options):
+# The unrolled reference, where an adjoint is asked for.
+UNROLLED = "unrolled"
+
+
+def solve(p, solver, stepping, saves, interval, adjoint, terms=term, **options):
+    """`terms`: a function that makes them of `p`, as `solver` may be."""
     t0, t1 = interval
     stepping = stepping(t0, t1)
-    options = {"max_steps": stepping.max_steps} | options
-    return diffrax.diffeqsolve(
-        term(p),
-        solver,
-        t0,
-        t1,
-        stepping.dt0,
-        p["y0"],
-        p["args"],
-        saveat=saves(t0, t1, p),
-        stepsize_controller=stepping.controller,
-        adjoint=adjoint,
-        **options,
+    options = (
+        dict(
+            saveat=saves(t0, t1, p),
+            stepsize_controller=stepping.controller,
+            max_steps=stepping.max_steps,
+        )
+        | options
     )
+    rest = (t0, t1, stepping.dt0, p["y0"], p["args"])
+    if adjoint is UNROLLED:
+        return unrolled(Problem(terms, solver), p, *rest, **options)
+    solver = solver if isinstance(solver, diffrax.AbstractSolver) else solver(p)
+    return diffrax.diffeqsolve(terms(p), solver, *rest, adjoint=adjoint, **options)
 
 
 def loss(p, *args, **options):
     return solution_loss(solve(p, *args, **options))
+
+
+def check(found, true, tolerance=1e-10, value_tolerance=1e-9, matters="most"):
+    """That values and gradients are the same: every parameter by itself, so that no
+    small one is drowned; and that the gradient is not just zero. Values may differ a bit
+    more, since adaptive steps amplify how they are rounded."""
+    (value, grad), (true_value, true_grad) = found, true
+    assert abs(value - true_value) <= value_tolerance * abs(true_value)
+    assert leaf_differences(grad, true_grad) < tolerance
+    nonzero = [bool(jnp.any(x != 0)) for x in jtu.tree_leaves(true_grad)]
+    assert sum(nonzero) >= len(nonzero) - (matters == "most")
+
+
+def check_both_directions(
+    solver, stepping, saves, adjoint, terms=term, p=None, **kwargs
+):
+    """The gradient of one program for both directions of time, against the unrolled
+    reference."""
+    p = parameters() if p is None else p
+
+    def f(p, t0, t1, adjoint):
+        return loss(p, solver, stepping, saves, (t0, t1), adjoint, terms=terms)
+
+    ours = jit(lambda *x: jax.value_and_grad(f)(*x, adjoint))
+    for interval in ((0.3, 1.9), (1.4, -0.3)):
+        true = jax.value_and_grad(f)(p, *interval, UNROLLED)
+        check(ours(p, *interval), true, **kwargs)
 
 
 def tree_difference(x, y):

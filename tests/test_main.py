@@ -1,6 +1,7 @@
 import re
 import sys
 
+import jax
 import pytest
 
 from diffrax_reversible.__main__ import main
@@ -14,7 +15,9 @@ def _loss(out, when):
 
 def test_main(tmp_path, capsys):
     folder = tmp_path / "new" / "folder"
-    main(["--steps", "30", "--output", str(folder)])
+    # As a user runs it.
+    with jax.numpy_dtype_promotion("standard"):
+        main(["--steps", "30", "--output", str(folder)])
     out, err = capsys.readouterr()
 
     assert _loss(out, "after") < 0.5 * _loss(out, "before")

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 
@@ -29,5 +30,8 @@ def test_runs_from_top_to_bottom(notebook):
 
     matplotlib.use("Agg")
     scope = {"__name__": "notebook"}
-    for i, cell in enumerate(_code(notebook), 1):
-        exec(compile("".join(cell["source"]), f"{notebook.name}, {i}", "exec"), scope)
+    # As a user runs it.
+    with jax.numpy_dtype_promotion("standard"):
+        for i, cell in enumerate(_code(notebook), 1):
+            name = f"{notebook.name}, {i}"
+            exec(compile("".join(cell["source"]), name, "exec"), scope)

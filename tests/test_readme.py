@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 
@@ -14,4 +15,6 @@ def test_has_examples():
 
 @pytest.mark.parametrize("block", _blocks, ids=range(1, len(_blocks) + 1))
 def test_example(block):
-    exec(compile(block, str(_readme), "exec"), {"__name__": "readme"})
+    # As a user runs it.
+    with jax.numpy_dtype_promotion("standard"):
+        exec(compile(block, str(_readme), "exec"), {"__name__": "readme"})

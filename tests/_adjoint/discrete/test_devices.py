@@ -14,12 +14,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from diffrax_reversible import (
     InterpolatedAdjoint,
     ReversibleAdjoint,
-    ReversibleALF4,
+    ReversibleALF2,
     SymplecticAdjoint,
 )
 
-from ..helpers import tree_difference
-from ..measure import collectives, mlp
+from ...helpers import jit, tree_difference
+from ...measure import collectives, mlp
 
 
 _mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -27,9 +27,26 @@ _mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2
 _batch, _width, _hidden = 16, 8, 1024
 
 _methods = (
-    pytest.param(ReversibleALF4(), ReversibleAdjoint(), id="reversible"),
+    pytest.param(ReversibleALF2(), ReversibleAdjoint(), id="reversible"),
     pytest.param(diffrax.Bosh3(), SymplecticAdjoint(), id="symplectic"),
 )
+
+
+_reversible, _symplectic = _methods
+
+
+def _pairwise(first, second):
+    """Both methods, each with one of two options by default, and the rest slowly."""
+    return [
+        pytest.param(
+            *method.values,
+            option,
+            id=f"{method.id}-{option}",
+            marks=method.marks or (() if option in default else pytest.mark.slow),
+        )
+        for method, default in ((_reversible, first), (_symplectic, second))
+        for option in (False, True)
+    ]
 
 
 def _mlp(t, y, weights):
@@ -76,7 +93,7 @@ _hidden_units = (P("model", None), P(None, "model"))
 
 def _collectives_of_gradient(loss, arguments, specs):
     """Of the gradient for sharded arguments, which is compared with the ordinary one."""
-    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    gradient = jit(jax.grad(loss, (0, 1)))
     is_spec = lambda x: isinstance(x, P)
     put = lambda spec, x: jax.device_put(x, NamedSharding(_mesh, spec))
     sharded = jtu.tree_map(put, specs, arguments, is_leaf=is_spec)
@@ -87,8 +104,7 @@ def _collectives_of_gradient(loss, arguments, specs):
     return inside, outside
 
 
-@pytest.mark.parametrize("solver, adjoint", _methods)
-@pytest.mark.parametrize("adaptive", (False, True))
+@pytest.mark.parametrize("solver, adjoint, adaptive", _pairwise((False,), (True,)))
 def test_data_parallel(solver, adjoint, adaptive):
     """Devices tell each other in each step whether all are done, no more, and add up the
     cotangents of the parameters once."""
@@ -108,10 +124,10 @@ def test_data_parallel(solver, adjoint, adaptive):
     assert large == ["all-reduce"]
 
 
-@pytest.mark.parametrize("solver, adjoint", _methods)
-@pytest.mark.parametrize("ys", (P(), _data))
-def test_model_parallel(solver, adjoint, ys):
+@pytest.mark.parametrize("solver, adjoint, both", _pairwise((True,), (False,)))
+def test_model_parallel(solver, adjoint, both):
     """What the field itself sums, no more; also with data in parallel."""
+    ys = _data if both else P()
     loss = lambda *x: _loss_of_batch(*x, solver, adjoint, axis="data")
     specs = (ys, _hidden_units)
     inside, outside = _collectives_of_gradient(loss, _arguments(), specs)
@@ -125,7 +141,7 @@ def test_model_parallel(solver, adjoint, ys):
     assert len(parameters) == (ys != P())
 
 
-@pytest.mark.parametrize("solver, adjoint", _methods)
+@pytest.mark.parametrize("solver, adjoint", (_reversible,))
 def test_sharded_state(solver, adjoint):
     """Neighbours tell each other the ends of their pieces, which the field asks for."""
 
@@ -148,7 +164,7 @@ def test_explicit_axes_refused():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     ys, args = _arguments()
     ys = jax.device_put(ys, NamedSharding(mesh, _data))
-    loss = lambda *x: _loss_of_batch(*x, ReversibleALF4(), ReversibleAdjoint())
+    loss = lambda *x: _loss_of_batch(*x, ReversibleALF2(), ReversibleAdjoint())
     with pytest.raises(NotImplementedError, match="Explicit.*AxisType.Auto"):
         jax.eval_shape(loss, ys, args)
 
@@ -157,13 +173,17 @@ def test_explicit_axes_refused():
 # `jax.shard_map`
 #
 
-_all_methods = (
-    *_methods,
-    pytest.param(
-        diffrax.Bosh3(),
-        InterpolatedAdjoint(8, rtol=0.1),
-        id="interpolated",
-        marks=pytest.mark.slow,
+_shard_map_cases = (
+    *_pairwise((True,), (False,)),
+    *(
+        pytest.param(
+            diffrax.Bosh3(),
+            InterpolatedAdjoint(8, resolution_rtol=0.1),
+            check_vma,
+            id=f"interpolated-{check_vma}",
+            marks=pytest.mark.slow,
+        )
+        for check_vma in (False, True)
     ),
 )
 
@@ -173,8 +193,7 @@ def _shard_map(f, out_specs, check_vma):
     return jax.shard_map(f, mesh=_mesh, check_vma=check_vma, **specs)
 
 
-@pytest.mark.parametrize("check_vma", (False, True))
-@pytest.mark.parametrize("solver, adjoint", _all_methods)
+@pytest.mark.parametrize("solver, adjoint, check_vma", _shard_map_cases)
 def test_shard_map(solver, adjoint, check_vma):
     """Inside, devices tell each other nothing in any step."""
     options = dict(adaptive=True, throw=not check_vma)
@@ -191,18 +210,17 @@ def test_shard_map(solver, adjoint, check_vma):
         return lax.psum(loss(ys, args), "data")
 
     arguments = _arguments()
-    expected = jax.jit(jax.grad(loss, (0, 1)))(*arguments)
-    inside = jax.jit(_shard_map(grad_inside, (_data, P()), check_vma))
+    expected = jit(jax.grad(loss, (0, 1)))(*arguments)
+    inside = jit(_shard_map(grad_inside, (_data, P()), check_vma))
     assert tree_difference(inside(*arguments), expected) < 1e-12
-    outside = jax.jit(jax.grad(_shard_map(total, P(), check_vma), (0, 1)))
+    outside = jit(jax.grad(_shard_map(total, P(), check_vma), (0, 1)))
     outside = outside.lower(*arguments).compile()
     assert tree_difference(outside(*arguments), expected) < 1e-12
     in_loops, _ = collectives(outside)
     assert in_loops == []
 
 
-@pytest.mark.parametrize("check_vma", (False, True))
-@pytest.mark.parametrize("solver, adjoint", _methods)
+@pytest.mark.parametrize("solver, adjoint, check_vma", _pairwise((False,), (True,)))
 def test_field_that_communicates(solver, adjoint, check_vma):
     def field(t, y, args):
         return lax.psum(_mlp(t, y, args), "model")
@@ -223,13 +241,13 @@ def test_field_that_communicates(solver, adjoint, check_vma):
         out_specs=P(),
         check_vma=check_vma,
     )
-    found = jax.jit(jax.grad(mapped, (0, 1)))(ys[0], args)
-    expected = jax.jit(jax.grad(ft.partial(loss, _mlp), (0, 1)))(ys[0], args)
+    found = jit(jax.grad(mapped, (0, 1)))(ys[0], args)
+    expected = jit(jax.grad(ft.partial(loss, _mlp), (0, 1)))(ys[0], args)
     assert tree_difference(found, expected) < 1e-12
 
 
 def test_jvp_in_shard_map():
-    solver, adjoint = ReversibleALF4(), ReversibleAdjoint()
+    solver, adjoint = ReversibleALF2(), ReversibleAdjoint()
 
     def loss(ys, args):
         return _loss_of_batch(ys, args, solver, adjoint, throw=False)
@@ -239,14 +257,14 @@ def test_jvp_in_shard_map():
 
     arguments = _arguments()
     tangents = jtu.tree_map(jnp.cos, arguments)
-    jvp = lambda f: jax.jit(lambda *x: jax.jvp(f, x, tangents))(*arguments)
+    jvp = lambda f: jit(lambda *x: jax.jvp(f, x, tangents))(*arguments)
     found, expected = jvp(_shard_map(total, P(), True)), jvp(loss)
     assert tree_difference(found, expected) < 1e-12
 
 
 def test_refused_in_shard_map():
     def value(ys, args, **kwargs):
-        options = dict(solver=ReversibleALF4(), adjoint=ReversibleAdjoint()) | kwargs
+        options = dict(solver=ReversibleALF2(), adjoint=ReversibleAdjoint()) | kwargs
         return _solve(ys[0], args, **options)[None]
 
     run = lambda f: jax.eval_shape(_shard_map(f, _data, True), *_arguments())

@@ -3,7 +3,6 @@
 import functools as ft
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,13 +11,21 @@ import pytest
 from diffrax_reversible import SymplecticAdjoint
 from diffrax_reversible._adjoint.symplectic.sweep import largest_stride
 
-from ..helpers import constant, Stepping
-from ..measure import Counter, fastest, mlp, temp_memory
+from ...helpers import constant, jit, Stepping
+from ...measure import Counter, fastest, mlp, temp_memory
 
 
 _solvers = (
     pytest.param(diffrax.Heun(), 2, False, id="Heun"),
-    pytest.param(diffrax.Tsit5(), 6, True, id="Tsit5"),
+    pytest.param(diffrax.Bosh3(), 3, True, id="Bosh3"),
+)
+
+
+_quick = (
+    ("Heun", False, "constant"),
+    ("Heun", True, "PID"),
+    ("Bosh3", False, "PID"),
+    ("Bosh3", True, "constant"),
 )
 
 
@@ -27,16 +34,28 @@ def _accepts_the_first(t0, t1):
     return Stepping(diffrax.PIDController(rtol=1e-4, atol=1e-4), (t1 - t0) / 30)
 
 
-@pytest.mark.parametrize("stepping", (constant, _accepts_the_first))
-@pytest.mark.parametrize("solver, stages, fsal", _solvers)
-@pytest.mark.parametrize("store_stages", (False, True))
+@pytest.mark.parametrize(
+    "solver, stages, fsal, store_stages, stepping",
+    [
+        pytest.param(
+            *solver.values,
+            store,
+            stepping,
+            id=f"{solver.id}-{store}-{name}",
+            marks=() if (solver.id, store, name) in _quick else pytest.mark.slow,
+        )
+        for solver in _solvers
+        for store in (False, True)
+        for name, stepping in (("constant", constant), ("PID", _accepts_the_first))
+    ],
+)
 def test_evaluations(solver, stages, fsal, stepping, store_stages):
     """`stages`: those that a step needs; the last one of a solver that is FSAL is the
     first one of the next step."""
     counter = Counter()
     stepping = stepping(0.0, 1.5)
 
-    @eqx.filter_jit
+    @jit
     @ft.partial(jax.grad, argnums=(0, 1), has_aux=True)
     def grad(y0, a):
         solution = diffrax.diffeqsolve(
@@ -53,11 +72,11 @@ def test_evaluations(solver, stages, fsal, stepping, store_stages):
             adjoint=SymplecticAdjoint(store_stages=store_stages),
         )
         loss = jnp.sum(solution.ys) + jnp.sum(solution.evaluate(0.77))
-        return loss, solution.stats
+        return loss, [solution.stats[f"num_{x}steps"] for x in ("", "accepted_")]
 
-    _, stats = jax.block_until_ready(grad(jnp.array([0.3, 0.9]), jnp.array(1.3)))
+    _, steps = jax.block_until_ready(grad(jnp.array([0.3, 0.9]), jnp.array(1.3)))
     jax.effects_barrier()
-    steps, accepted = int(stats["num_steps"]), int(stats["num_accepted_steps"])
+    steps, accepted = map(int, steps)
     print(
         f"{type(solver).__name__}: {steps} steps, {accepted} accepted; "
         f"{counter.evaluations} evaluations, {counter.vjps} vjps"
@@ -116,7 +135,11 @@ def _memory(adjoint, solver, steps):
 
 @pytest.mark.parametrize(
     "solver, steps",
-    ((diffrax.Heun(), 100), (diffrax.Tsit5(), 100), (diffrax.Dopri8(), 50)),
+    (
+        pytest.param(diffrax.Heun(), 100, marks=pytest.mark.slow),
+        (diffrax.Tsit5(), 100),
+        pytest.param(diffrax.Dopri8(), 50, marks=pytest.mark.slow),
+    ),
 )
 def test_memory(solver, steps):
     def one_evaluation(y0, weights):
@@ -141,6 +164,7 @@ def test_memory(solver, steps):
         assert abs(found - memory) < 0.15 * memory
 
 
+@pytest.mark.slow
 def test_memory_against_diffrax():
     """As the paper has it."""
     solver, steps = diffrax.Dopri8(), 10
@@ -162,7 +186,7 @@ def test_memory_against_diffrax():
 
 
 def _batch_gradient(adjoint, vmapped):
-    one = lambda y0, w: _loss(y0, w, adjoint, diffrax.Tsit5(), 100)
+    one = lambda y0, w: _loss(y0, w, adjoint, diffrax.Bosh3(), 100)
 
     def total(y0, weights):
         if vmapped:

@@ -1,12 +1,13 @@
-"""Random solves: the gradient is that of `RecursiveCheckpointAdjoint`, or an error says
-why not.
+"""Random solves: the gradient is that of the unrolled solve, or an error says why not,
+which must be rare.
 
 What has to be compiled anew (solver, controller, what is saved, the pytree of the state)
 is drawn from a few combinations, all numbers from wherever they may be. `-m slow` draws
-from many more.
+many more, and others each time: it prints the seed, which `FUZZ_SEED` repeats.
 """
 
 import functools as ft
+import os
 import random
 from typing import Any, NamedTuple
 
@@ -31,7 +32,8 @@ from diffrax_reversible import (
     StormerVerlet,
 )
 
-from ..helpers import adjoint_of, jit, tree_difference, weigh
+from ...helpers import adjoint_of, jit, tree_difference, UNROLLED, weigh
+from ...reference import Problem, unrolled
 
 
 #
@@ -189,36 +191,56 @@ def _saveat(structure, ts, closed_over):
     return diffrax.SaveAt(subs=chosen, dense=structure.dense)
 
 
-def _loss(structure, parameters, times, adjoint):
+class _Terms(eqx.Module):
+    """Of the parameters: equal ones are compiled once."""
+
+    seed: int
+    static_args: Any
+    splits: bool
+
+    def __hash__(self):
+        return self.seed
+
+    def __eq__(self, other):
+        return isinstance(other, _Terms) and self.seed == other.seed
+
+    def __call__(self, p):
+        def vector_field(t, y, args):
+            args = eqx.combine(args, self.static_args)
+            flat, unravel = jfu.ravel_pytree(y)
+            numbers = [x for x in jtu.tree_leaves(args) if eqx.is_inexact_array(x)]
+            rate = sum((jnp.sum(jnp.sin(x)) for x in numbers), jnp.ones_like(t))
+            k = jnp.tanh(p["matrix"] @ flat + rate * jnp.sin(p["closed_over"] * t))
+            return unravel(k - 0.3 * flat)
+
+        term = diffrax.ODETerm(vector_field)
+        return (term, term) if self.splits else term
+
+
+def _loss(seed, structure, parameters, static_args, times, adjoint):
     t0, t1, dt0, ts = times
-    closed_over = parameters["closed_over"]
-
-    def vector_field(t, y, args):
-        flat, unravel = jfu.ravel_pytree(y)
-        numbers = [x for x in jtu.tree_leaves(args) if eqx.is_inexact_array(x)]
-        rate = sum((jnp.sum(jnp.sin(x)) for x in numbers), jnp.ones_like(t))
-        k = jnp.tanh(parameters["matrix"] @ flat + rate * jnp.sin(closed_over * t))
-        return unravel(k - 0.3 * flat)
-
-    term, y0 = diffrax.ODETerm(vector_field), parameters["y0"]
-    if isinstance(structure.solver, StormerVerlet):
-        term, y0 = (term, term), (y0, jtu.tree_map(jnp.sin, y0))
+    y0, solver = parameters["y0"], structure.solver
+    splits = isinstance(solver, StormerVerlet)
+    if splits:
+        y0 = (y0, jtu.tree_map(jnp.sin, y0))
+    terms = _Terms(seed, static_args, splits)
     given = structure.controller == "StepTo"
-    solution = diffrax.diffeqsolve(
-        term,
-        structure.solver,
-        t0,
-        t1,
-        None if given else dt0,
-        y0,
-        parameters["args"],
-        saveat=_saveat(structure, ts, closed_over),
+    rest = (t0, t1, None if given else dt0, y0)
+    options = dict(
+        saveat=_saveat(structure, ts, parameters["closed_over"]),
         stepsize_controller=_controller(structure.controller, t0, t1, ts),
-        adjoint=adjoint,
         max_steps=64,
     )
+    if adjoint is UNROLLED:
+        problem = Problem(terms, solver)
+        solution = unrolled(problem, parameters, *rest, parameters["args"], **options)
+    else:
+        args = eqx.combine(parameters["args"], static_args)
+        options |= dict(adjoint=adjoint)
+        rest = (*rest, args)
+        solution = diffrax.diffeqsolve(terms(parameters), solver, *rest, **options)
     total = weigh((solution.ys, solution.ts))
-    if structure.dense:
+    if structure.dense and (adjoint is not UNROLLED or solution.steps):
         total = total + weigh(solution.evaluate((t0 + 3 * t1) / 4))
     return total
 
@@ -226,71 +248,79 @@ def _loss(structure, parameters, times, adjoint):
 @ft.cache
 def _gradients(seed):
     structure = _structure(seed)
-    adjoints = (adjoint_of(structure.solver), diffrax.RecursiveCheckpointAdjoint())
 
-    def of_both(dynamic, static, times):
-        def loss(dynamic, adjoint):
-            return _loss(structure, eqx.combine(dynamic, static), times, adjoint)
+    def split(parameters):
+        args, static_args = eqx.partition(parameters["args"], eqx.is_inexact_array)
+        return parameters | {"args": args}, static_args
 
-        return [jax.grad(loss)(dynamic, adjoint) for adjoint in adjoints]
+    # The same for all numbers.
+    _, static_args = split(_arrays(structure, Numbers(0, 0.0, 1.0, 0.1, [0.0] * 4))[0])
+    adjoint = adjoint_of(structure.solver)
+    f = lambda p, times: _loss(seed, structure, p, static_args, times, adjoint)
+    compiled = jit(jax.grad(f))
 
-    @ft.cache
-    def compiled(leaves, treedef):
-        static = jtu.tree_unflatten(treedef, leaves)
-        return jit(lambda dynamic, times: of_both(dynamic, static, times))
+    def ours(parameters, times):
+        return compiled(split(parameters)[0], times)
 
-    def gradients(parameters, times):
-        dynamic, static = eqx.partition(parameters, eqx.is_inexact_array)
-        leaves, treedef = jtu.tree_flatten(static)
-        return compiled(tuple(leaves), treedef)(dynamic, times)
+    def true(parameters, times):
+        parameters, _ = split(parameters)
+        f = lambda p: _loss(seed, structure, p, static_args, times, UNROLLED)
+        return jax.grad(f)(parameters)
 
-    return structure, gradients
+    return structure, ours, true
 
 
 def _check(seed, numbers):
-    structure, gradients = _gradients(seed)
+    """Whether there is a gradient; if so, it is right."""
+    structure, ours, true = _gradients(seed)
+    arrays = _arrays(structure, numbers)
     try:
-        found, true = jax.block_until_ready(gradients(*_arrays(structure, numbers)))
-    except RuntimeError as e:
-        documented = "has lost the solution on its way back" in str(e)
-        hyp.note(str(structure))
-        assert documented, e
-        return
+        found = jax.block_until_ready(ours(*arrays))
+    except Exception as e:
+        assert "has lost the solution on its way back" in str(e), (structure, e)
+        return False
     tolerance = 1e-8 if structure.dtype == jnp.float64 else 5e-3
-    difference = tree_difference(found, true)
+    difference = tree_difference(found, true(*arrays))
     hyp.note(f"{structure}: {difference}")
     assert difference < tolerance
+    return True
 
 
 _settings = ft.partial(
     hyp.settings,
     deadline=None,
-    derandomize=True,
     database=None,
     suppress_health_check=list(hyp.HealthCheck),
 )
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_few_structures(part):
-    seeds = st.integers(2 * part, 2 * part + 1)
+def _run(seeds, share, settings, **options):
+    """`share`: of the solves that must have a gradient."""
+    accepted = []
 
-    @_settings(max_examples=40)
-    @hyp.given(seeds, _numbers)
+    @settings
+    @hyp.given(st.sampled_from(seeds), _numbers)
     def check(seed, numbers):
-        _check(seed, numbers)
+        accepted.append(_check(seed, numbers))
 
+    check = hyp.seed(options["seed"])(check) if options else check
     check()
+    print(f"{sum(accepted)} of {len(accepted)} solves have a gradient")
+    assert sum(accepted) >= share * len(accepted)
+
+
+def test_few_structures():
+    """The same in each run."""
+    _run(range(1), 0.8, _settings(max_examples=30, derandomize=True))
+
+
+_seed = int(os.environ.get("FUZZ_SEED", random.SystemRandom().randrange(2**20)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_many_structures(part):
-    seeds = st.integers(100 + 20 * part, 119 + 20 * part)
-
-    @_settings(max_examples=100)
-    @hyp.given(seeds, _numbers)
-    def check(seed, numbers):
-        _check(seed, numbers)
-
-    check()
+    seed = _seed + part
+    print(f"FUZZ_SEED={_seed}")
+    seeds = range(100 * seed, 100 * seed + 8)
+    _run(seeds, 0.6, _settings(max_examples=80), seed=seed)

@@ -10,7 +10,8 @@ import pytest
 from diffrax_reversible import ReversibleAdjoint, ReversibleALF4
 from diffrax_reversible._adjoint.discrete.checkpoints import Checkpoints
 
-from ..helpers import jit, tree_difference
+from ...helpers import jit, tree_difference
+from ...measure import temp_memory
 
 
 _float32 = lambda x: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), x)
@@ -59,13 +60,17 @@ def _grad(problem, adjoint, throw=True):
 
 
 @pytest.mark.parametrize(
-    "problem", [pytest.param(p.values, id=p.id) for p in _PROBLEMS]
+    "problem",
+    [
+        pytest.param(p.values, id=p.id, marks=pytest.mark.slow if i else ())
+        for i, p in enumerate(_PROBLEMS)
+    ],
 )
 def test_contraction(problem):
     true_grad = _grad(problem, diffrax.RecursiveCheckpointAdjoint())
-    grad = _grad(problem, ReversibleAdjoint(checkpoints=32))
+    grad = _grad(problem, ReversibleAdjoint(checkpoints=64))
     difference = tree_difference(grad, true_grad)
-    print(f"with 32 checkpoints: {difference:.1e}")
+    print(f"with 64 checkpoints: {difference:.1e}")
     assert difference < 1e-3
     with pytest.raises(Exception, match="has lost the solution") as error:
         jax.block_until_ready(_grad(problem, ReversibleAdjoint()))
@@ -79,7 +84,7 @@ _problem = _PROBLEMS[1].values
 def test_nan():
     """By choice, and with `throw=False`."""
     for adjoint, throw in (
-        (ReversibleAdjoint(on_inaccurate="nan"), True),
+        (ReversibleAdjoint(on_failure="nan"), True),
         (ReversibleAdjoint(), False),
     ):
         grads = jax.tree.leaves(_grad(_problem, adjoint, throw))
@@ -88,12 +93,12 @@ def test_nan():
 
 def test_warning():
     with pytest.warns(UserWarning, match="has lost the solution"):
-        grads = _grad(_problem, ReversibleAdjoint(on_inaccurate="warn"))
+        grads = _grad(_problem, ReversibleAdjoint(on_failure="warn"))
         jax.block_until_ready(grads)
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("outside", (False, True))
+@pytest.mark.parametrize("outside", (False, pytest.param(True, marks=pytest.mark.slow)))
 def test_batch(outside):
     """The element that failed is named; whatever the order of `vmap` and `grad`."""
     vector_field, y0, args, t1, dt0, damping = _problem
@@ -152,8 +157,7 @@ def test_checkpoints_are_what_memory_grows_by():
             )
             return jnp.sum(solution.ys**2)
 
-        compiled = jax.jit(jax.grad(loss)).lower(y0).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return temp_memory(jax.grad(loss), y0)
 
     states = lambda slots: slots * 2 * 1000 * 8
     small, large, long = temp_bytes(8, 100), temp_bytes(64, 100), temp_bytes(64, 10000)
@@ -166,12 +170,13 @@ def test_checkpoints_are_what_memory_grows_by():
     "options, message",
     (
         (dict(checkpoints=0), "checkpoints="),
-        (dict(rtol=0.0), "rtol="),
-        (dict(on_inaccurate="ignore"), "on_inaccurate="),
+        (dict(reversal_rtol=0.0), "reversal_rtol="),
+        (dict(on_failure="ignore"), "on_failure"),
     ),
 )
 def test_arguments(options, message):
-    with pytest.raises(ValueError, match=message):
+    # With types checked at run time `Literal` is refused before.
+    with pytest.raises(Exception, match=message):
         ReversibleAdjoint(**options)
 
 
@@ -195,9 +200,18 @@ def _half_van_der_pol(t, y, a):
 @pytest.mark.parametrize(
     "vector_field, y0",
     (
-        (_friction, jnp.array([1.0, 0.5])),
-        (_driven_network, jnp.linspace(-1, 1, 8)),
-        (_half_van_der_pol, jnp.array([1.0, 0.5])),
+        pytest.param(
+            _friction, jnp.array([1.0, 0.5]), id="friction", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            _driven_network,
+            jnp.linspace(-1, 1, 8),
+            id="network",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            _half_van_der_pol, jnp.array([1.0, 0.5]), id="vdP", marks=pytest.mark.slow
+        ),
     ),
 )
 def test_default_rtol(vector_field, y0, dtype, damping):
@@ -220,7 +234,7 @@ def test_default_rtol(vector_field, y0, dtype, damping):
         return jnp.sum(solution.ys**2)
 
     a, t1 = jnp.meshgrid(
-        jnp.array([0.25, 0.5, 1.0]), jnp.array([2, 4, 6, 8, 12, 16, 24])
+        jnp.array([0.25, 0.5, 1.0]), jnp.array([2.0, 4, 6, 8, 12, 16, 24])
     )
 
     @jit
@@ -233,14 +247,15 @@ def test_default_rtol(vector_field, y0, dtype, damping):
         f = lambda a, t1: jax.grad(loss, (0, 1))(y0, a, t1, diffrax.DirectAdjoint())
         return jax.vmap(f)(a, t1)
 
-    x = (y0, jnp.ravel(a), jnp.ravel(1.0 * t1))
+    x = (y0, jnp.ravel(a), jnp.ravel(t1))
     true = jnp.concatenate([t.reshape(21, -1) for t in true_grads(*x)], axis=1)
     found = grads(*jax.tree.map(lambda x: x.astype(dtype), x))
     found = jnp.concatenate([g.reshape(21, -1) for g in found], axis=1)
     refused = jnp.any(jnp.isnan(found), axis=1)
+    found = found.astype(true.dtype)
     difference = jnp.linalg.norm(found - true, axis=1)
     difference = difference / jnp.linalg.norm(true, axis=1)
     accepted = jnp.max(jnp.where(refused, 0, difference))
     print(f"{jnp.sum(~refused)} of 21 accepted, off by at most {accepted:.1e}")
-    assert 7 < jnp.sum(~refused)
+    assert 5 < jnp.sum(~refused)
     assert accepted < 1e-2
