@@ -26,9 +26,9 @@ def with_tangents(fn: Callable) -> Callable:
 
 
 def real_dtype(y: PyTree[Array]) -> Any:
-    """The widest real dtype in a pytree."""
+    """The widest real dtype in a pytree, and at least float32."""
     dtypes = [jnp.finfo(x.dtype).dtype for x in jtu.tree_leaves(y)]
-    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.float32)
+    return max((jnp.float32, *dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 @with_tangents

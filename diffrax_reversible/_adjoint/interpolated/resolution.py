@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from ..._autodiff.report import Action, is_trusted
 from ..._types import BoolScalarLike, RealScalarLike
+from ..discrete.measures import norm
 from .chebyshev import to_coefficients
 
 
@@ -61,20 +62,11 @@ def sizes(values: PyTree[Array]) -> PyTree[Array]:
     return jtu.tree_map(lambda x: jnp.max(jnp.abs(x), 0, initial=0), values)
 
 
-def largest(tree: PyTree[Array]) -> Array:
-    """The largest absolute value in any leaf."""
-    found = [jnp.max(jnp.abs(x), initial=0) for x in jtu.tree_leaves(tree)]
-    dtype = np.result_type(np.float32, *(x.dtype for x in found))
-    return ft.reduce(
-        jnp.maximum, [x.astype(dtype) for x in found], jnp.zeros((), dtype)
-    )
-
-
 def _relative(errors: PyTree[Array], sizes: PyTree[Array], rtol: float) -> list[Array]:
     """Errors of each component relative to its size; to more where it is nothing but
     rounding of the others, which then is less than `rtol`."""
     eps = lambda x: x * jnp.finfo(x.dtype).eps
-    noise = 8 / rtol * largest(jtu.tree_map(eps, sizes))
+    noise = 8 / rtol * norm(jtu.tree_map(eps, sizes))
     floor = jnp.where(noise > 0, noise, 1)
 
     def one(error, size):
@@ -105,7 +97,7 @@ def resolve(
         return jnp.abs(coefficients)
 
     found = _relative(jtu.tree_map(magnitudes, values), sizes, rtol)
-    dtype = largest(sizes).dtype
+    dtype = norm(sizes).dtype
     found = [jnp.max(x.reshape(n, -1), 1, initial=0).astype(dtype) for x in found]
     worst = ft.reduce(jnp.maximum, found, jnp.zeros(n, dtype))
     envelope = lax.cummax(worst, reverse=True)
@@ -129,7 +121,7 @@ def missing(
     two are very different."""
     reached, seen, sizes = lax.stop_gradient((reached, seen, sizes))
     missed = jtu.tree_map(lambda a, b: jnp.maximum(a - b, 0), reached, seen)
-    loss = largest(_relative(missed, sizes, rtol))
+    loss = norm(_relative(missed, sizes, rtol))
     known = jnp.isfinite(loss) & (loss > 0.05)
     return jnp.where(known, loss, 0), jnp.full_like(loss, jnp.inf)
 

@@ -7,34 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from diffrax import (
-    diffeqsolve,
-    ForwardMode,
-    is_successful,
-    MultiTerm,
-    ODETerm,
-    SaveAt,
-    SubSaveAt,
-)
 from jaxtyping import Array, PyTree
 
 from ..._autodiff.batch import Batch
-from ..._autodiff.primitive import filter_jvp, has_leaves
 from ..._autodiff.report import Action
 from ..._autodiff.sweep import AbstractSweep, Inputs, Residuals
-from ..._compat import nextafter, prevbefore
 from ..._loop.state import is_none, save_states, succeeded, with_save_state
 from ..._types import BoolScalarLike, FloatScalarLike, IntScalarLike
 from ..discrete.measures import norm
 from .chebyshev import chebyshev_points, gauss_legendre
+from .equation import inside, solve_adjoint_equation
 from .options import unsupported
-from .problem import InterpolatedProblem, Knots, Model, ModelAndTimes, Trajectory
-from .resolution import is_resolved, largest, missing, Resolution, resolve, sizes, worse
+from .problem import InterpolatedProblem, Knots, ModelAndTimes
+from .resolution import is_resolved, missing, Resolution, resolve, sizes, worse
 
 
 _FAILED = (
@@ -66,59 +55,6 @@ class _Carry(eqx.Module):
     resolution: Resolution
     seen: PyTree[Array]
     okay: BoolScalarLike
-
-
-def _inside(t, start, end):
-    """`t`, not where the vector field jumps."""
-    inside = jnp.clip(t, nextafter(start), prevbefore(end))
-    return t + lax.stop_gradient(jnp.where(end > start, inside - t, 0))
-
-
-def _linear(fn: Callable[[PyTree, PyTree], tuple[PyTree, Array]]) -> Callable:
-    """`fn(x, rest) -> y, okay`, of which `y` is linear in `x`. Its derivative in `x` is
-    the function itself: a solve whose steps are chosen for the tangent."""
-
-    @eqx.filter_custom_jvp
-    def linear(x, rest):
-        return fn(x, rest)
-
-    @linear.def_jvp
-    def _(primals, tangents):
-        (x, rest), (tangent_x, tangent_rest) = primals, tangents
-        (y, okay), (tangent, _) = filter_jvp(
-            lambda rest: fn(x, rest), (rest,), (tangent_rest,)
-        )
-        if has_leaves(tangent_x):
-            zeros = lambda x, t: jnp.zeros_like(x) if t is None else t
-            tangent_x = jtu.tree_map(zeros, x, tangent_x, is_leaf=is_none)
-            more, more_okay = linear(tangent_x, rest)
-            more = jtu.tree_map(lambda x: jnp.where(more_okay, x, jnp.nan), more)
-            tangent = jtu.tree_map(jnp.add, tangent, more)
-        return (y, okay), (tangent, None)
-
-    return linear
-
-
-class _AdjointField(eqx.Module):
-    """The right hand side of the adjoint equation, for one of the terms.
-
-    - `rest`: of the model; what is not among the parameters that it is called with.
-    """
-
-    trajectory: Trajectory
-    rest: Model
-    index: int = eqx.field(static=True)
-
-    def __call__(self, t, adjoint, parameters):
-        inside = _inside(t, self.trajectory.start, self.trajectory.end)
-
-        def vector_field(y, parameters):
-            model = eqx.combine(parameters, self.rest)
-            return model.part(self.index, inside, y)
-
-        _, vjp = jax.vjp(vector_field, self.trajectory(t), parameters)
-        cotangent_y, _ = adjoint
-        return jtu.tree_map(jnp.negative, vjp(cotangent_y))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,7 +109,7 @@ class InterpolatedSweep(AbstractSweep):
         for x in jtu.tree_leaves(knots.solution):
             okay = okay & jnp.all(jnp.isfinite(x))
         found = sizes(knots.solution)
-        zero, t = jnp.zeros_like(largest(found)), problem.parameters.times.t0
+        zero, t = jnp.zeros_like(norm(found)), problem.parameters.times.t0
         return _Carry(
             jnp.asarray(problem.intervals),
             jtu.tree_map(jnp.zeros_like, problem.y0),
@@ -202,7 +138,7 @@ class InterpolatedSweep(AbstractSweep):
         number = carry.remaining - 1
         saved = _saved_cotangent(problem, cotangents, order[number])
         adjoint = jtu.tree_map(jnp.add, carry.adjoint, saved)
-        size = lax.stop_gradient(largest(adjoint))
+        size = lax.stop_gradient(norm(adjoint))
         adjoint_sizes = jtu.tree_map(
             lambda s, x: jnp.maximum(s, jnp.abs(x)), carry.adjoint_sizes, adjoint
         )
@@ -228,7 +164,7 @@ class InterpolatedSweep(AbstractSweep):
         for_model = batch.select(lambda parameters: parameters.model)
         mask = lambda total, x: None if total is None else x
         perturbed = jtu.tree_map(mask, total.model, parameters.model, is_leaf=is_none)
-        solve = ft.partial(self._solve, problem, trajectory, adjoint)
+        solve = ft.partial(solve_adjoint_equation, problem, trajectory, adjoint)
         if self.quadrature is None or len(jtu.tree_leaves(perturbed)) == 0:
             new, increment, _, okay = solve(perturbed)
             _, _, total_model = for_model.vjp(
@@ -244,12 +180,12 @@ class InterpolatedSweep(AbstractSweep):
             cast = lambda x: jnp.asarray(x, start.dtype)
             ts = jnp.clip(middle + half * cast(points), start, end)
             nothing = jtu.tree_map(lambda _: None, perturbed)
-            new, _, inside, okay = solve(nothing, ts)
+            new, _, adjoints, okay = solve(nothing, ts)
             # The ends are known, too, and are where the adjoint changes fastest.
             points = np.concatenate([[1], points, [-1]])
             values = jtu.tree_map(
                 lambda a, x, b: jnp.concatenate([a[None], x, b[None]]),
-                *(adjoint, inside, new),
+                *(adjoint, adjoints, new),
             )
             adjoint_sizes = jtu.tree_map(jnp.maximum, adjoint_sizes, sizes(values))
             found = worse(found, resolution(values, points, adjoint_sizes, True))
@@ -266,7 +202,7 @@ class InterpolatedSweep(AbstractSweep):
                 )
                 return total, None
 
-            nodes = ts, half * cast(weights), inside
+            nodes = ts, half * cast(weights), adjoints
             total_model, _ = lax.scan(add, total.model, nodes)
         total_times = _add_times(
             problem,
@@ -287,45 +223,6 @@ class InterpolatedSweep(AbstractSweep):
             carry.okay & okay,
         )
         return carry, ModelAndTimes(total_model, total_times)
-
-    def _solve(self, problem, trajectory, adjoint, parameters, ts=None):
-        """The adjoint at the start of the trajectory, the cotangent of the parameters,
-        the adjoint at `ts`, and whether this was successful."""
-
-        def solve(adjoint, rest):
-            problem, trajectory, parameters, ts = rest
-            # Absolute tolerances know nothing of the size of a loss.
-            size = lax.stop_gradient(largest(adjoint))
-            size = jnp.where(size == 0, 1, size)
-            model = problem.parameters.model
-            terms = [
-                ODETerm(_AdjointField(trajectory, model, i))
-                for i in range(len(model.parts))
-            ]
-            subs = {"start": SubSaveAt(t1=True)}
-            if ts is not None:
-                subs["inside"] = SubSaveAt(ts=ts, fn=lambda t, y, args: y[0])
-            solution = diffeqsolve(
-                MultiTerm(*terms) if isinstance(model.terms, MultiTerm) else terms[0],
-                t0=trajectory.end,
-                t1=trajectory.start,
-                y0=(
-                    jtu.tree_map(lambda x: x / size.astype(x.dtype), adjoint),
-                    jtu.tree_map(jnp.zeros_like, parameters),
-                ),
-                args=parameters,
-                saveat=SaveAt(subs=subs),
-                adjoint=ForwardMode(),
-                throw=False,
-                **problem.backward,
-            )
-            okay = is_successful(solution.result)
-            known = lambda x: jnp.where(okay, size.astype(x.dtype) * x, 0)
-            return jtu.tree_map(known, solution.ys), okay
-
-        ys, okay = _linear(solve)(adjoint, (problem, trajectory, parameters, ts))
-        new, increment = jtu.tree_map(lambda x: x[0], ys["start"])
-        return new, increment, ys.get("inside"), okay
 
     def finish(
         self, residuals: Residuals, cotangents: PyTree, carry: _Carry
@@ -349,7 +246,7 @@ class InterpolatedSweep(AbstractSweep):
             *missing(knots.reached, carry.seen, carry.sizes, self.rtol),
             *(breaks[0], breaks[-1], jnp.array(False)),
         )
-        matters = carry.okay & (largest(carry.adjoint_sizes) > 0)
+        matters = carry.okay & (norm(carry.adjoint_sizes) > 0)
         loss = jnp.where(matters, missed.loss, 0)
         missed = eqx.tree_at(lambda r: r.loss, missed, loss)
         direction = problem.parameters.model.parts[0].direction
@@ -397,7 +294,7 @@ def _add_times(
 
     def rate(t, node):
         y = jtu.tree_map(lambda x: x[node], trajectory.values)
-        return problem.parameters.model.vector_field(_inside(t, start, end), y)
+        return problem.parameters.model.vector_field(inside(t, start, end), y)
 
     parts = []
     if total.ts is not None or total.t1 is not None:

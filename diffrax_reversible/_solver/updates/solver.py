@@ -8,12 +8,8 @@ from jaxtyping import PyTree
 
 from ..._tree import add
 from ..._types import (
-    Args,
     BoolScalarLike,
-    DenseInfo,
-    FloatScalarLike,
     RealScalarLike,
-    Y,
 )
 from ..base import AbstractReversibleSolver
 from .repeat import repeat
@@ -62,16 +58,7 @@ class AbstractUpdateSolver(AbstractReversibleSolver, AbstractAdaptiveSolver):
         **Returns:** a [`diffrax_reversible.Step`][].
         """
 
-    def step(
-        self,
-        terms: PyTree[AbstractTerm],
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y0: Y,
-        args: Args,
-        solver_state: PyTree,
-        made_jump: BoolScalarLike,
-    ) -> tuple[Y, Y | None, DenseInfo, PyTree, RESULTS]:
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """As [`diffrax.AbstractSolver.step`][]."""
         step = self.updates(terms, t0, t1, made_jump)
         state0 = State(y0, solver_state)
@@ -80,17 +67,7 @@ class AbstractUpdateSolver(AbstractReversibleSolver, AbstractAdaptiveSolver):
         dense_info = step.dense_info(state0, state1, sums)
         return state1.y, y_error, dense_info, state1.solver_state, RESULTS.successful
 
-    def backward_step(
-        self,
-        terms: PyTree[AbstractTerm],
-        t0: RealScalarLike,
-        t1: RealScalarLike,
-        y1: Y,
-        args: Args,
-        ts_state: tuple[FloatScalarLike, ...],
-        solver_state: PyTree,
-        made_jump: BoolScalarLike,
-    ) -> tuple[Y, DenseInfo, PyTree, RESULTS]:
+    def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
         """As [`diffrax_reversible.AbstractReversibleSolver.backward_step`][]."""
         del ts_state
         step = self.updates(terms, t0, t1, made_jump)

@@ -72,7 +72,8 @@ class Add(AbstractUpdate):
     **Arguments:**
 
     - `to`, `at`: functions of a [`diffrax_reversible.State`][]: the part that is changed,
-        and the part at which the vector field is evaluated. They must not overlap.
+        and the part at which the vector field is evaluated. If they overlap, a
+        `ValueError` is raised where the update is differentiated.
     - `t`: the time at which the vector field is evaluated.
     - `control`: what it is multiplied with, as [`diffrax.AbstractTerm.contr`][] returns.
     - `term`: a function of the terms: the one to evaluate. Defaults to the identity.
