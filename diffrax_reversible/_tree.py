@@ -1,5 +1,6 @@
 """Arithmetic of pytrees."""
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ._compat import ω
 from ._types import BoolScalarLike
@@ -27,6 +28,19 @@ def where(pred: BoolScalarLike, x: PyTree, y: PyTree) -> PyTree:
     if isinstance(y, int):
         return jtu.tree_map(lambda a: jnp.where(pred, a, y), x)
     return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), x, y)
+
+
+def real_dtype(y: PyTree) -> Any:
+    """The widest real dtype in a pytree, and at least float32."""
+    dtypes = [jnp.finfo(jnp.result_type(x)).dtype for x in jtu.tree_leaves(y)]
+    return max((jnp.float32, *dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
+
+
+def norm(y: PyTree) -> Array:
+    """The size of the largest component."""
+    zero = jnp.zeros((), real_dtype(y))
+    leaves = [jnp.max(jnp.abs(x), initial=0) for x in jtu.tree_leaves(y)]
+    return ft.reduce(jnp.maximum, [x.astype(zero.dtype) for x in leaves], zero)
 
 
 def add(*trees: PyTree) -> PyTree:

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from diffrax import ConstantStepSize, is_successful
+from diffrax import ConstantStepSize, is_successful, RESULTS
 from jaxtyping import PyTree
 
 from .._compat import SaveState
@@ -85,6 +85,10 @@ def controller_state(state) -> PyTree:
 
 def succeeded(state) -> BoolScalarLike:
     return is_successful(state.result)
+
+
+def reached_max_steps(state) -> BoolScalarLike:
+    return state.result == RESULTS.max_steps_reached
 
 
 def at(state, t0: RealScalarLike, y0: PyTree):

@@ -39,6 +39,7 @@ class ReverseStep:
     - `t_previous`: the start of the step before.
     - `made_jump`: whether the vector field jumped at its start; `False` itself if it
         never does.
+    - `restarts`: whether it starts with a restart; `False` itself if no step does.
     - `number`: of the step, from 1.
     - `active`: `False` for an element of a batch that has no steps left; it must add
         nothing. `True` itself where there is no batch.
@@ -48,6 +49,7 @@ class ReverseStep:
     parameters: PyTree
     t_previous: RealScalarLike
     made_jump: BoolScalarLike
+    restarts: BoolScalarLike
     number: IntScalarLike
     active: BoolScalarLike
 
@@ -98,6 +100,12 @@ class AbstractReversal(eqx.Module):
         """The end of a step, from what the sweep carries there."""
         del step
         return End(*carry)
+
+    def difference(self, y: Y, solver_state: PyTree) -> Y | None:
+        """By how much the two copies of the solution differ; `None` if the solver itself
+        watches that, or carries only one."""
+        del y, solver_state
+        return None
 
     @abc.abstractmethod
     def dense_info(self, step: ReverseStep, end: End) -> DenseInfo:

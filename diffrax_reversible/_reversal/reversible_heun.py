@@ -38,6 +38,10 @@ class ReversibleHeunReversal(AbstractReversal):
     control or a parameter of the product are differentiated.
     """
 
+    def difference(self, y, solver_state):
+        yhat, _ = solver_state
+        return (y**ω - yhat**ω).ω
+
     def init_carry(self, terms, t, y, solver_state):
         yhat, _ = solver_state
         return y, yhat, zeros_of(terms.contr, t, t)

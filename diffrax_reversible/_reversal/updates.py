@@ -1,8 +1,10 @@
 """The reversal of a solver that is made of updates."""
 
+from collections.abc import Callable
 from typing import cast
 
 import equinox as eqx
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -12,7 +14,14 @@ from .._autodiff.batch import Batch
 from .._autodiff.linear import cotangents_depend
 from .._compat import depends
 from .._solver.updates.repeat import repeat
-from .._solver.updates.solver import AbstractUpdateSolver, undo
+from .._solver.updates.restart import (
+    copy_of,
+    cotangent_of,
+    jumps_after,
+    make_anew,
+    with_copy,
+)
+from .._solver.updates.solver import AbstractUpdateSolver, undo, Updates
 from .._solver.updates.update import AbstractUpdate, Repeat, State, Step
 from .._tree import add, zeros_of
 from .base import AbstractReversal, Cotangent, ReverseStep
@@ -32,9 +41,9 @@ class UpdatesReversal(AbstractReversal):
     def _updates(self, step: ReverseStep, parameters: PyTree) -> Step:
         inputs = step.inputs_of(parameters)
         solver = cast(AbstractUpdateSolver, self.stand_in or inputs.solver)
-        made = solver.updates(inputs.terms, inputs.t0, inputs.t1, step.made_jump)
-        as_jax = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x
-        return made._replace(updates=jtu.tree_map(as_jax, list(made.updates)))
+        made_jump = jumps_after(step.restarts, step.made_jump)
+        made = solver.updates(inputs.terms, inputs.t0, inputs.t1, made_jump)
+        return made._replace(updates=_as_jax(made.updates))
 
     def dense_info(self, step, end):
         states = self._states(step, end)
@@ -42,56 +51,41 @@ class UpdatesReversal(AbstractReversal):
 
     def _states(self, step, end):
         """The states at both ends, and the sums."""
-        inputs, state1 = step.inputs, State(end.y, end.solver_state)
+        inputs, state1 = step.inputs, State(end.y, copy_of(end.solver_state))
         updates = self._updates(step, step.parameters).updates
         state0, sums = undo(updates, inputs.terms, inputs.args, state1)
         return state0, state1, sums
 
     def pull_back(self, step, end, cotangent, batch, total):
-        state, parameters = State(end.y, end.solver_state), step.parameters
-        updates = self._updates(step, parameters).updates
         from_dense, total = self._pull_back_dense(step, end, cotangent, batch, total)
         cotangent0, cotangent1, cotangent_sums = from_dense
-        cotangent1 = add(State(cotangent.y, cotangent.solver_state), cotangent1)
+        cotangent1 = add(
+            State(cotangent.y, copy_of(cotangent.solver_state)), cotangent1
+        )
+        state1 = State(end.y, copy_of(end.solver_state))
+        updates = lambda parameters: self._updates(step, parameters).updates
+        state, cotangent_state, total = _pull_back_all(
+            updates, step, (state1, cotangent1, total), cotangent_sums, batch
+        )
+        carry = (state, add(cotangent_state, cotangent0), total)
 
-        # The coefficients: of times, of the control, of what the solver holds.
-        def coefficients(parameters):
-            updates = self._updates(step, parameters).updates
-            return jtu.tree_leaves(eqx.filter(updates, eqx.is_inexact_array))
+        def restart(parameters):
+            inputs = step.inputs_of(parameters)
+            interval = (inputs.t0, inputs.t1)
+            return _as_jax(make_anew(inputs.solver, *interval, step.restarts))
 
-        is_variable = depends(coefficients, parameters) and eqx.is_inexact_array
-
-        def backward(carry, updates):
-            found = []
-            for update in reversed(updates):
-                carry, variables = _pull_back(
-                    update, is_variable, step, carry, cotangent_sums, batch
-                )
-                found.insert(0, variables)
-            return carry, tuple(found), None
-
-        carry, cotangent_updates = (state, cotangent1, total), []
-        for update in reversed(updates):
-            if isinstance(update, Repeat):
-                carry, found, _ = repeat(backward, carry, update.updates, reverse=True)
-                found = Repeat(found)
-            else:
-                carry, (found,), _ = backward(carry, (update,))
-            cotangent_updates.insert(0, found)
-        state, cotangent_state, total = carry
-        if is_variable:
-            _, _, total = batch.vjp(
-                lambda _, parameters: coefficients(parameters),
-                (),
-                parameters,
-                jtu.tree_leaves(cotangent_updates),
-                total,
+        if step.restarts is not False:
+            carry = lax.cond(
+                batch.any(step.restarts),
+                lambda carry: _pull_back_all(restart, step, carry, None, batch),
+                lambda carry: carry,
+                carry,
             )
-        cotangent_state = add(cotangent_state, cotangent0)
+        state, cotangent_state, total = carry
         return (
-            (state.y, state.solver_state),
+            (state.y, with_copy(end.solver_state, state.solver_state)),
             cotangent_state.y,
-            cotangent_state.solver_state,
+            cotangent_of(cotangent.solver_state, cotangent_state.solver_state),
             total,
         )
 
@@ -112,6 +106,57 @@ class UpdatesReversal(AbstractReversal):
             dense_info, states, step.parameters, cotangent.dense_info, total
         )
         return found, total
+
+
+def _as_jax(updates) -> list[PyTree]:
+    as_jax = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x
+    return jtu.tree_map(as_jax, list(updates))
+
+
+def _pull_back_all(
+    updates_of: Callable[[PyTree], Updates],
+    step: ReverseStep,
+    carry: tuple[State, State, PyTree],
+    cotangent_sums: PyTree,
+    batch: Batch,
+) -> tuple[State, State, PyTree]:
+    """Undoes updates, which are functions of the parameters, and pulls them back: the
+    state before them, the cotangent of that state and of the parameters."""
+    updates = updates_of(step.parameters)
+
+    # Of times, of the control, of what the solver holds.
+    def coefficients(parameters):
+        return jtu.tree_leaves(eqx.filter(updates_of(parameters), eqx.is_inexact_array))
+
+    is_variable = depends(coefficients, step.parameters) and eqx.is_inexact_array
+
+    def backward(carry, updates):
+        found = []
+        for update in reversed(updates):
+            carry, variables = _pull_back(
+                update, is_variable, step, carry, cotangent_sums, batch
+            )
+            found.insert(0, variables)
+        return carry, tuple(found), None
+
+    cotangent_updates = []
+    for update in reversed(updates):
+        if isinstance(update, Repeat):
+            carry, found, _ = repeat(backward, carry, update.updates, reverse=True)
+            found = Repeat(found)
+        else:
+            carry, (found,), _ = backward(carry, (update,))
+        cotangent_updates.insert(0, found)
+    state, cotangent_state, total = carry
+    if is_variable:
+        _, _, total = batch.vjp(
+            lambda _, parameters: coefficients(parameters),
+            (),
+            step.parameters,
+            jtu.tree_leaves(cotangent_updates),
+            total,
+        )
+    return state, cotangent_state, total
 
 
 def _pull_back(

@@ -24,7 +24,7 @@ from diffrax_reversible import (
 class OnlyBackwardStep(AbstractReversibleSolver):
     """Knows how to step back, and nothing of updates."""
 
-    inside: Reversible = Reversible(diffrax.Heun())
+    inside: Reversible = Reversible(diffrax.Heun(), restart=None)
 
     term_structure = diffrax.AbstractTerm
     interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation

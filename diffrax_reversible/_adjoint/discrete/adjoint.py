@@ -5,6 +5,7 @@ import functools as ft
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 from diffrax import AbstractAdjoint, AbstractTerm, ConstantStepSize
 from jaxtyping import PyTree
 
@@ -17,8 +18,15 @@ from ..._loop.closures import (
     convert_terms,
 )
 from ..._loop.problem import Parameters, Problem, split
-from ..._loop.state import differentiated, next_step, Span, without_jump
+from ..._loop.state import (
+    differentiated,
+    next_step,
+    reached_max_steps,
+    Span,
+    without_jump,
+)
 from ..._solver.runge_kutta.tableau import with_differentiable_stages
+from ..._solver.updates.restart import RestartState
 from .sweep import AbstractStepSweep
 
 
@@ -134,7 +142,7 @@ class AbstractDiscreteAdjoint(AbstractAdjoint):
             sweep = self.sweep(self._loop, static, problem, throw, passed_solver_state)
             return with_reverse_sweep(sweep, inputs)
 
-        return self._loop(
+        final_state, aux_stats = self._loop(
             args=args,
             terms=terms,
             solver=solver,
@@ -150,3 +158,20 @@ class AbstractDiscreteAdjoint(AbstractAdjoint):
             inner_while_loop=ft.partial(while_loop, kind="lax"),
             outer_while_loop=outer_while_loop,
         )
+        return _told_why(final_state) if throw else final_state, aux_stats
+
+
+def _told_why(final_state):
+    """The last state of the loop. Raises where there were too many steps since the solver
+    does not restart, before diffrax says to allow for more of them."""
+    _, solver_state, *_ = differentiated(final_state)
+    if type(solver_state) is not RestartState or solver_state.restarts:
+        return final_state
+    due = solver_state.due & reached_max_steps(final_state)
+    message = (
+        "`max_steps` was reached, and the two copies of the solution that the reversible "
+        "solver carries have come to differ by more than the error of a step, so that "
+        "their difference makes the steps short. Use a solver that restarts, without "
+        "`restart=None`; or `solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint()`."
+    )
+    return eqx.error_if(final_state, due, message)

@@ -16,13 +16,19 @@ class Checkpoints(eqx.Module):
     left, `stride` doubles, and every other state makes room: so that at any time
     between half and all of the slots are in use, evenly spread over the solve.
 
+    The states before restarts come first: they are kept, and take the room of others.
+
     - `states`: with a leading axis of slots.
     - `numbers`: of the steps after which the states were; zero for an empty slot.
+    - `is_restart`: whether each of them is that before a restart.
+    - `restarts`: how many restarts there were; more than slots if there was no room.
     """
 
     states: PyTree[Array]
     numbers: Int[Array, " slots"]
     stride: IntScalarLike
+    is_restart: Bool[Array, " slots"]
+    restarts: IntScalarLike
 
     @property
     def buffers(self) -> list:
@@ -30,32 +36,57 @@ class Checkpoints(eqx.Module):
 
     @staticmethod
     def empty(slots: int, state: PyTree[Array]) -> "Checkpoints":
-        return Checkpoints(_room(slots, state), jnp.zeros(slots, int), jnp.array(1))
+        numbers, is_restart = jnp.zeros(slots, int), jnp.zeros(slots, bool)
+        room = _room(slots, state)
+        return Checkpoints(room, numbers, jnp.array(1), is_restart, jnp.array(0))
 
     def keep(
-        self, number: IntScalarLike, state: PyTree[Array], accepted: BoolScalarLike
+        self,
+        number: IntScalarLike,
+        state: PyTree[Array],
+        accepted: BoolScalarLike,
+        restart: BoolScalarLike = False,
     ) -> "Checkpoints":
-        """The checkpoints with the state after step `number`, if it is one to keep."""
-        full = jnp.all((self.numbers > 0) & (self.numbers % self.stride == 0))
-        due = accepted & (number % self.stride == 0)
-        stride = jnp.where(due & full, 2 * self.stride, self.stride)
-        due = due & (number % stride == 0)
-        slot = jnp.argmax((self.numbers == 0) | (self.numbers % stride != 0))
+        """The checkpoints with the state after step `number`, if it is one to keep.
+        `restart`: whether a restart is to follow."""
+        restart = accepted & jnp.asarray(restart)
+        free = self._free(self.stride)
+        due = accepted & (number % self.stride == 0) | restart
+        stride = jnp.where(due & ~jnp.any(free), 2 * self.stride, self.stride)
+        free = self._free(stride)
+        due = accepted & (number % stride == 0) & jnp.any(free)
+        due = due | (restart & ~jnp.all(self.is_restart))
+        slot = jnp.argmax(jnp.where(jnp.any(free), free, ~self.is_restart))
         states = jtu.tree_map(
             lambda x, xs: buffer_at_set(xs, slot, x, pred=cast(Any, due)),
             state,
             self.states,
         )
-        numbers = jnp.where(
-            due & (jnp.arange(len(self.numbers)) == slot), number, self.numbers
+        here = due & (jnp.arange(len(self.numbers)) == slot)
+        return Checkpoints(
+            states,
+            jnp.where(here, number, self.numbers),
+            stride,
+            self.is_restart | (here & restart),
+            self.restarts + jnp.where(restart, 1, 0),
         )
-        return Checkpoints(states, numbers, stride)
+
+    def _free(self, stride: IntScalarLike) -> Bool[Array, " slots"]:
+        """The slots that are empty, or make room."""
+        return ~self.is_restart & ((self.numbers == 0) | (self.numbers % stride != 0))
+
+    def _has(self, number: IntScalarLike) -> Bool[Array, " slots"]:
+        return (self.numbers == number) & (self.numbers > 0)
 
     def find(self, number: IntScalarLike) -> tuple[Bool[Array, ""], PyTree[Array]]:
         """Whether the state after step `number` was kept, and that state."""
-        same = (self.numbers == number) & (self.numbers > 0)
+        same = self._has(number)
         slot = jnp.argmax(same)
         return jnp.any(same), jtu.tree_map(lambda xs: xs[slot], self.states)
+
+    def is_before_restart(self, number: IntScalarLike) -> Bool[Array, ""]:
+        """Whether a restart followed step `number`."""
+        return jnp.any(self._has(number) & self.is_restart)
 
 
 class EveryState(eqx.Module):

@@ -4,14 +4,14 @@ Under forward mode each of these functions is joined by the same function of the
 in the place of a derivative.
 """
 
-import functools as ft
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
+
+from ... import _tree as tree
 
 
 def with_tangents(fn: Callable) -> Callable:
@@ -23,12 +23,6 @@ def with_tangents(fn: Callable) -> Callable:
         return fn(*primals), fn(*tangents)
 
     return fn
-
-
-def real_dtype(y: PyTree[Array]) -> Any:
-    """The widest real dtype in a pytree, and at least float32."""
-    dtypes = [jnp.finfo(x.dtype).dtype for x in jtu.tree_leaves(y)]
-    return max((jnp.float32, *dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 @with_tangents
@@ -49,9 +43,4 @@ def largest(x: PyTree[Array], y: PyTree[Array]) -> PyTree[Array]:
     return jtu.tree_map(jnp.maximum, x, y)
 
 
-@with_tangents
-def norm(y: PyTree[Array]) -> Array:
-    """The size of the largest component."""
-    zero = jnp.zeros((), real_dtype(y))
-    leaves = [jnp.max(jnp.abs(x), initial=0) for x in jtu.tree_leaves(y)]
-    return ft.reduce(jnp.maximum, [x.astype(zero.dtype) for x in leaves], zero)
+norm = with_tangents(tree.norm)

@@ -31,7 +31,7 @@ from ..._loop.state import (
 from ..._loop.steps import knows_its_steps, Steps
 from ..._reversal.base import AbstractReversal, Cotangent, ReverseStep, StepInputs
 from ..._tree import where
-from ..._types import IntScalarLike
+from ..._types import BoolScalarLike, IntScalarLike
 from .measures import norm
 from .saves import Cursor, pull_back_inside, Saver
 
@@ -142,7 +142,9 @@ class AbstractStepSweep(AbstractSweep):
         `buffers`; or `None`."""
 
     @abc.abstractmethod
-    def keep_states(self, states: Any, before: Any, after: Any) -> Any:
+    def keep_states(
+        self, states: Any, problem: Problem, before: Any, after: Any
+    ) -> Any:
         """What is kept of the states, after a step of the loop."""
 
     @abc.abstractmethod
@@ -161,6 +163,12 @@ class AbstractStepSweep(AbstractSweep):
     ) -> tuple[Any, PyTree]:
         """`end` and `extra` of the carry, after the step has been undone and has led to
         `end`. `carry` is that before, with the new `extra`."""
+
+    def restarts(self, solved: Solved, number: IntScalarLike) -> BoolScalarLike:
+        """Whether step `number`, from 1, started with a restart; `False` itself if no
+        step does."""
+        del solved, number
+        return False
 
     @abc.abstractmethod
     def doubt(self, solved: Solved, carry: Carry) -> Array:
@@ -200,7 +208,7 @@ class AbstractStepSweep(AbstractSweep):
             record = StepRecord.empty(self.capacity, jnp.result_type(t0), jumps)
 
         def keep(memory, before, after):
-            states = self.keep_states(memory.states, before, after)
+            states = self.keep_states(memory.states, problem, before, after)
             if memory.record is None:
                 return Memory(None, states)
             index, (room, _) = num_accepted(before), memory.record.intervals.shape
@@ -255,7 +263,7 @@ class AbstractStepSweep(AbstractSweep):
             mask, total, residuals.inputs.parameters, is_leaf=is_none
         )
         all_parameters = lambda p: eqx.combine(p, problem.parameters)
-        step = _current_step(solved, all_parameters, parameters, carry, batch)
+        step = self._current_step(solved, all_parameters, parameters, carry, batch)
         is_last = step.active & (step.number == num_accepted(final))
         reversal, extra = self.reversal(solved, carry, step, batch)
         end = reversal.end_of(step, carry.end)
@@ -313,6 +321,32 @@ class AbstractStepSweep(AbstractSweep):
         # It may be large: whoever changes it leaves it alone if not active.
         return eqx.tree_at(lambda c: c.extra, new, extra, is_leaf=is_none), total
 
+    def _current_step(
+        self, solved: Solved, all_parameters, parameters, carry: Carry, batch: Batch
+    ) -> ReverseStep:
+        # Outside a batch the loop ends when there are no steps left.
+        active = True if len(batch.names) == 0 else carry.remaining > 0
+        number = carry.remaining if active is True else jnp.maximum(carry.remaining, 1)
+        steps, span = solved.steps, solved.problem.parameters.span
+
+        def inputs_of(parameters):
+            everything: Parameters = all_parameters(parameters)
+            # A step of length zero is safe to evaluate, whatever the vector field.
+            nowhere = (everything.span.t0, everything.span.t0)
+            interval = where(
+                active, steps.interval(number - 1, everything.span), nowhere
+            )
+            solver, terms, args = everything.solver, everything.terms, everything.args
+            return StepInputs(solver, terms, args, *interval)
+
+        t_previous, _ = steps.interval(jnp.maximum(number - 2, 0), span)
+        made_jump = steps.made_jump(number - 1)
+        restarts = self.restarts(solved, number)
+        restarts = restarts if restarts is False else restarts & active
+        return ReverseStep(
+            inputs_of, parameters, t_previous, made_jump, restarts, number, active
+        )
+
     def finish(
         self, residuals: Residuals, cotangents: PyTree, carry: Carry
     ) -> tuple[PyTree, Array]:
@@ -336,27 +370,6 @@ class AbstractStepSweep(AbstractSweep):
                 "has room for. Pass a larger `capacity`.",
             )
         return jnp.where(too_many, jnp.nan, 0)
-
-
-def _current_step(
-    solved: Solved, all_parameters, parameters, carry: Carry, batch: Batch
-) -> ReverseStep:
-    # Outside a batch the loop ends when there are no steps left.
-    active = True if len(batch.names) == 0 else carry.remaining > 0
-    number = carry.remaining if active is True else jnp.maximum(carry.remaining, 1)
-    steps, span = solved.steps, solved.problem.parameters.span
-
-    def inputs_of(parameters):
-        everything: Parameters = all_parameters(parameters)
-        # A step of length zero is safe to evaluate, whatever the vector field.
-        nowhere = (everything.span.t0, everything.span.t0)
-        interval = where(active, steps.interval(number - 1, everything.span), nowhere)
-        solver, terms, args = everything.solver, everything.terms, everything.args
-        return StepInputs(solver, terms, args, *interval)
-
-    t_previous, _ = steps.interval(jnp.maximum(number - 2, 0), span)
-    made_jump = steps.made_jump(number - 1)
-    return ReverseStep(inputs_of, parameters, t_previous, made_jump, number, active)
 
 
 def _savers(problem: Problem, all_parameters, cotangents) -> list[Saver]:

@@ -13,8 +13,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ..._autodiff.report import Action, is_trusted
+from ..._tree import real_dtype
 from ..._types import IntScalarLike, RealScalarLike
-from ..discrete.measures import norm, real_dtype, with_tangents
+from ..discrete.measures import norm, with_tangents
 
 
 _MESSAGE = (
@@ -22,9 +23,57 @@ _MESSAGE = (
     "that it found{element} differs from the one that it should have found by a relative "
     "{loss:.1e}, which is more than {rtol:.1e}, so that the {result} would be wrong. "
     "Undoing the steps of a contracting flow amplifies rounding. Ways out: "
-    "`ReversibleAdjoint(checkpoints=...)`, float64, smaller steps, a shorter interval, "
-    "or `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+    "`solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint()`, which undoes nothing; "
+    "`ReversibleAdjoint(checkpoints=...)`; float64."
 )
+
+_NO_ROOM = (
+    "The solve{element} restarted {number} times, and "
+    "`adjoint=ReversibleAdjoint(checkpoints={slots})` has room for {slots}. A reversible "
+    "solver restarts where the flow contracts, and the state before each restart must be "
+    "kept. Use `ReversibleAdjoint(checkpoints={number})`, or more; or "
+    "`solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint()`."
+)
+
+_WRONG = (
+    "The solution{element} is wrong, and not only its gradient: the two copies of it that "
+    "the reversible solver carries have come to differ by {difference:.1e} times its "
+    "size. The flow contracts, and so their difference grows. Ways out: a solver that "
+    "restarts, for example `ReversibleALF4()` or `Reversible(diffrax.Tsit5())`, without "
+    "`restart=None`; or `solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint()`."
+)
+
+# Of the two copies of a solution, relative to its size.
+_largest_difference = 0.3
+
+
+def has_room_for(
+    on_failure: Action, number: Array, slots: int, matters: Array
+) -> Array:
+    """Whether there are slots for the states before all restarts. Raises or warns at run
+    time if not."""
+
+    def describe(element, number, slots):
+        return _NO_ROOM.format(element=element, number=int(number), slots=int(slots))
+
+    number = jnp.where(matters, number, 0).astype(jnp.float32)
+    return is_trusted(number, slots, on_failure, describe)
+
+
+def is_solution(
+    on_failure: Action, difference: Array, size: Array, matters: Array
+) -> Array:
+    """Whether the two copies of a solution, whose difference was at most `difference`,
+    are close enough to be the solution. Raises or warns at run time if not."""
+
+    def describe(element, difference, _):
+        return _WRONG.format(element=element, difference=difference)
+
+    size = jnp.asarray(size, difference.dtype)
+    relative = difference / jnp.where(size == 0, 1, size)
+    # A solve that has failed tells so itself.
+    relative = jnp.where(matters & jnp.isfinite(relative), relative, 0)
+    return is_trusted(relative, _largest_difference, on_failure, describe)
 
 
 def default_rtol(y: PyTree[Array], num_steps: IntScalarLike) -> Array:

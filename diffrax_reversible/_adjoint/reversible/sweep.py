@@ -7,19 +7,31 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from diffrax import AbstractSolver
 from jaxtyping import Array, PyTree
 
 from ..._autodiff.report import Action
+from ..._compat import is_sde
 from ..._loop.problem import Problem
 from ..._loop.state import differentiated, end_time, num_accepted
 from ..._reversal.base import ReverseStep, StepInputs
 from ..._reversal.registry import reversal_of
+from ..._reversal.updates import UpdatesReversal
+from ..._solver.updates.restart import copy_of, restarted, RestartState
 from ..._tree import where
 from ..._types import BoolScalarLike, RealScalarLike
 from ..discrete.checkpoints import Checkpoints
 from ..discrete.measures import largest, norm, sizes
 from ..discrete.sweep import AbstractStepSweep, Solved
-from .accuracy import default_rtol, doubt, noise, of_both, relative_loss
+from .accuracy import (
+    default_rtol,
+    doubt,
+    has_room_for,
+    is_solution,
+    noise,
+    of_both,
+    relative_loss,
+)
 
 
 class States(eqx.Module):
@@ -27,10 +39,13 @@ class States(eqx.Module):
 
     - `sizes`: the largest absolute value of every component of the solution, and of the
         solver state.
+    - `difference`: how large that of the two copies of the solution was at most; `None`
+        if the solver tells it itself, or has one copy only.
     - `checkpoints`: `None` if there are none.
     """
 
     sizes: tuple[PyTree[Array], PyTree[Array]]
+    difference: Array | None
     checkpoints: Checkpoints | None
 
     @property
@@ -64,19 +79,42 @@ class ReversibleSweep(AbstractStepSweep):
     keeps_every_state: ClassVar[bool] = False
 
     def init_states(self, problem):
-        state, checkpoints = _state(problem.state), None
-        if self.slots is not None:
-            checkpoints = Checkpoints.empty(self.slots, state)
-        return States(sizes(_floating(state)), checkpoints)
+        state, checkpoints, slots = _state(problem.state), None, self.slots
+        _refuse_restarts_inside(problem.parameters.solver, state)
+        _, solver_state = state
+        if slots is None and restarted(solver_state) is not False:
+            slots = default_slots
+        if slots is not None:
+            checkpoints = Checkpoints.empty(slots, state)
+        parameters, difference = problem.parameters, None
+        if not is_sde(parameters.terms):
+            difference = reversal_of(parameters.solver).difference(*state)
+        if difference is not None:
+            difference = lax.stop_gradient(norm(difference))
+        return States(sizes(_floating(state)), difference, checkpoints)
 
-    def keep_states(self, states, before, after):
-        state, checkpoints = _state(after), states.checkpoints
+    def keep_states(self, states, problem, before, after):
+        checkpoints, difference = states.checkpoints, states.difference
         if checkpoints is not None:
-            number = num_accepted(after)
-            accepted = number > num_accepted(before)
-            checkpoints = checkpoints.keep(number, state, accepted)
+            number = num_accepted(before)
+            accepted = (num_accepted(after) > number) & (number > 0)
+            state = _state(before)
+            restart = restarted(state[1])
+            checkpoints = checkpoints.keep(number, state, accepted, restart)
         # Where a step was rejected this is the old state.
-        return States(largest(states.sizes, sizes(_floating(state))), checkpoints)
+        state = _state(after)
+        if difference is not None:
+            new = reversal_of(problem.parameters.solver).difference(*state)
+            difference = jnp.maximum(difference, lax.stop_gradient(norm(new)))
+        new_sizes = largest(states.sizes, sizes(_floating(state)))
+        return States(new_sizes, difference, checkpoints)
+
+    def restarts(self, solved, number):
+        _, solver_state = _state(solved.problem.state)
+        checkpoints, first = solved.memory.states.checkpoints, restarted(solver_state)
+        if first is False:
+            return False
+        return (number == 1) & first | checkpoints.is_before_restart(number - 1)
 
     def init_carry(self, solved):
         state, t = _state(solved.final), end_time(solved.final)
@@ -106,14 +144,17 @@ class ReversibleSweep(AbstractStepSweep):
         y, _ = _state(solved.final)
         return default_rtol(y, num_accepted(solved.final))
 
-    def _loss(self, solved: Solved, t, end, known: tuple) -> Array:
+    def _loss(self, solved: Solved, t, end, known: tuple, was_restart) -> Array:
         """The loss at `t`, where the solution and the solver state `known` should have
-        been found."""
+        been found; of the latter nothing, if it is that before a restart."""
         found = _floating(_end_of(solved.problem, t, end))
         floor = noise(found, num_accepted(solved.final))
+        y, copy = _floating(known)
+        if was_restart is not False:
+            copy = where(~was_restart, copy, 0)
         losses = [
             relative_loss(*x, floor)
-            for x in zip(found, _floating(known), solved.memory.states.sizes)
+            for x in zip(found, (y, copy), solved.memory.states.sizes)
         ]
         return of_both(*losses)
 
@@ -127,7 +168,8 @@ class ReversibleSweep(AbstractStepSweep):
         found = found & step.active
 
         def restart():
-            new_loss = where(found, self._loss(solved, t0, end, known), 0)
+            loss = self._loss(solved, t0, end, known, step.restarts)
+            new_loss = where(found, loss, 0)
             return where(found, _init_carry(problem, t0, known), end), new_loss
 
         end, new_loss = lax.cond(
@@ -136,10 +178,44 @@ class ReversibleSweep(AbstractStepSweep):
         return end, loss.add(new_loss, t0)
 
     def doubt(self, solved, carry):
-        t0, known = solved.problem.parameters.span.t0, _state(solved.problem.state)
-        loss = carry.extra.add(self._loss(solved, t0, carry.end, known), t0)
+        (y0, solver_state0), final = _state(solved.problem.state), _state(solved.final)
+        t0, states = solved.problem.parameters.span.t0, solved.memory.states
+        known, first = (y0, solver_state0), restarted(solver_state0)
+        was_restart = (
+            first if first is False else first & (num_accepted(solved.final) > 0)
+        )
+        loss = carry.extra.add(
+            self._loss(solved, t0, carry.end, known, was_restart), t0
+        )
+        matters = lax.stop_gradient(carry.size) != 0
+        right = is_solution(self.on_failure, *_differences(states, *final), matters)
+        has_room = jnp.array(True)
+        if states.checkpoints is not None:
+            number, slots = states.checkpoints.restarts, len(states.checkpoints.numbers)
+            has_room = has_room_for(self.on_failure, number, slots, matters & right)
+        # One error is enough.
+        fine = right & has_room
+        loss = Loss(jnp.where(fine, loss.size, 0), loss.t)
         rtol = jnp.asarray(self._rtol(solved), loss.size.dtype)
-        return doubt(self.on_failure, loss.size, carry.size, rtol, loss.t)
+        lost = doubt(self.on_failure, loss.size, carry.size, rtol, loss.t)
+        return jnp.where(fine, lost, jnp.nan)
+
+
+# Of a sweep for a solver that restarts.
+default_slots = 32
+
+
+def _differences(
+    states: States, y: PyTree, solver_state: PyTree
+) -> tuple[Array, Array]:
+    """How large the difference of the two copies of the solution, and the solution,
+    have been at most."""
+    size = norm(lax.stop_gradient(states.sizes[0]))
+    if type(solver_state) is RestartState and not solver_state.restarts:
+        return lax.stop_gradient(solver_state.largest)
+    if states.difference is None:
+        return jnp.zeros_like(size), size
+    return states.difference, size
 
 
 def _state(state: Any) -> tuple[PyTree, PyTree]:
@@ -148,8 +224,25 @@ def _state(state: Any) -> tuple[PyTree, PyTree]:
     return y, solver_state
 
 
+def _refuse_restarts_inside(solver: AbstractSolver, state: tuple) -> None:
+    """Refuses a solver that is made of another one, which restarts."""
+    _, solver_state = state
+    is_leaf = lambda x: type(x) is RestartState
+    leaves = filter(is_leaf, jtu.tree_leaves(solver_state, is_leaf=is_leaf))
+    undone = isinstance(reversal_of(solver), UpdatesReversal) and is_leaf(solver_state)
+    if not undone and any(x.restarts for x in leaves):
+        raise NotImplementedError(
+            f"`{type(solver).__name__}` is undone by its `backward_step`, and the solver "
+            "inside of it restarts, which cannot be undone so. Pass `restart=None` to "
+            "the solver inside."
+        )
+
+
 def _floating(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    return eqx.filter(state, eqx.is_inexact_array)
+    is_leaf = lambda x: type(x) is RestartState
+    return eqx.filter(
+        jtu.tree_map(copy_of, state, is_leaf=is_leaf), eqx.is_inexact_array
+    )
 
 
 def _init_carry(problem: Problem, t: RealScalarLike, state: tuple) -> Any:
@@ -161,6 +254,6 @@ def _end_of(problem: Problem, t: RealScalarLike, end: Any) -> tuple[PyTree, PyTr
     """The solution and the solver state at `t`, from what the sweep carries there."""
     parameters = problem.parameters
     inputs = StepInputs(parameters.solver, parameters.terms, parameters.args, t, t)
-    step = ReverseStep(lambda _: inputs, None, t, False, 0, True)
+    step = ReverseStep(lambda _: inputs, None, t, False, False, 0, True)
     end = reversal_of(parameters.solver).end_of(step, end)
     return end.y, end.solver_state

@@ -94,7 +94,8 @@ class SymplecticSweep(AbstractStepSweep):
             problem = _without_stages(problem)
         return self._no_starts(problem, self.capacity)
 
-    def keep_states(self, states, before, after):
+    def keep_states(self, states, problem, before, after):
+        del problem
         index, number = num_accepted(before), num_accepted(after)
         accepted = number > index
         y1, solver_state1, *_ = differentiated(after)

@@ -1,6 +1,5 @@
 """The asynchronous leapfrog method and its compositions: their lines and their step."""
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -13,12 +12,13 @@ from diffrax import (
 )
 from jaxtyping import Array, PyTree
 
-from ..._compat import ω
+from ..._compat import is_sde, ω
 from ..._tree import outer, scale
+from ..updates.restart import check_ratio, RestartState
 from ..updates.solver import AbstractUpdateSolver
-from ..updates.update import AbstractUpdate, Repeat, State, Step
+from ..updates.update import AbstractUpdate, Repeat, Restart, State, Step
 from .composition import Composition
-from .damping import Relax
+from .difference import difference_weights
 from .grid import check_grid, check_range, OnGrid, propose_grid, snap
 from .interpolation import StageInterpolation
 from .jump import jumps
@@ -45,10 +45,12 @@ class Drift(AbstractUpdate):
 
 
 class Reflect(AbstractUpdate):
-    """`v = 2 f(t, z) - v`. Contributes `f` times each of the weights."""
+    """`v = 2 f(t, z) - v`. Contributes `f` times each of the weights, and `f - v` times
+    another one."""
 
     t: Array
     weights: Array
+    difference: Array | None = None
     grid: float | None = eqx.field(static=True, default=None)
 
     def read(self, state):
@@ -58,7 +60,11 @@ class Reflect(AbstractUpdate):
         return terms.vf(self.t, point, args)
 
     def write(self, state, k):
-        return self.unwrite(state, k), [scale(w, k) for w in self.weights]
+        sums = [scale(w, k) for w in self.weights]
+        if self.difference is not None:
+            difference = (k**ω - state.solver_state**ω).ω
+            sums.append(scale(self.difference, difference))
+        return self.unwrite(state, k), sums
 
     def unwrite(self, state, k):
         v = (2 * snap(k, self.grid) ** ω - state.solver_state**ω).ω
@@ -110,7 +116,7 @@ class AbstractALFComposition(AbstractUpdateSolver):
     """
 
     composition: eqx.AbstractVar[Composition]
-    damping: float = eqx.field(default=0.0, static=True)
+    restart: float | None = eqx.field(default=0.45, static=True)
     grid: float | None = eqx.field(default=None, static=True)
     interpolation: Literal["stages", "hermite"] | None = eqx.field(
         default=None, static=True
@@ -120,18 +126,9 @@ class AbstractALFComposition(AbstractUpdateSolver):
 
     def __check_init__(self):
         name = type(self).__name__
-        if not 0 <= self.damping < math.inf:
-            raise ValueError(
-                f"`{name}(damping={self.damping!r})` must be zero or a positive rate, "
-                "in units of one over time."
-            )
+        check_ratio(name, self.restart)
         if self.grid is not None:
             check_grid(name, self.grid)
-            if self.damping > 0:
-                raise ValueError(
-                    f"`{name}(damping=..., grid=...)`: damping merges points of a "
-                    "grid, and cannot be undone bit for bit. Use one of the two."
-                )
         known = (None, "stages", "hermite")
         if self.interpolation not in known:
             raise ValueError(
@@ -197,9 +194,18 @@ class AbstractALFComposition(AbstractUpdateSolver):
             return self.order(terms)
         return self.composition.error_order
 
+    def _is_watched(self, terms) -> bool:
+        """Whether the difference of `v` from the vector field is estimated."""
+        several = len(self.composition.fractions) > 1
+        return several and self.grid is None and not is_sde(terms)
+
     def init(self, terms, t0, t1, y0, args):
         del t1
-        return snap(terms.vf(t0, y0, args), self.grid)
+        v = snap(terms.vf(t0, y0, args), self.grid)
+        if not self._is_watched(terms):
+            return v
+        has_error = self.composition.error_weights is not None
+        return RestartState.fresh(v, y0, self.restart if has_error else None)
 
     def func(self, terms, t0, y0, args):
         if self.composition.error_weights is None:
@@ -221,7 +227,12 @@ class AbstractALFComposition(AbstractUpdateSolver):
         h = t1 - t0
         t = jnp.asarray(t0 + jnp.asarray(middles, jnp.result_type(h)) * h)
         drift = Drift(outer(drifts[:-1], dX), self.grid)
-        reflect = Reflect(t, jnp.asarray(self._weights.T), self.grid)
+        weights, restart, difference = self._weights, None, None
+        if self._is_watched(terms):
+            effect = lambda _, sums, __: terms.prod(sums[-1], dX)
+            restart = Restart(effect, self.restart, self.error_order(terms))
+            difference = jnp.asarray(difference_weights(self.composition))
+        reflect = Reflect(t, jnp.asarray(weights.T), difference, self.grid)
         updates = [
             *jumps(t0, made_jump, self.grid),
             Repeat((drift, reflect)),
@@ -229,9 +240,6 @@ class AbstractALFComposition(AbstractUpdateSolver):
         ]
         if self.grid is not None:
             updates = [OnGrid(self.grid), *updates]
-        if self.damping > 0:
-            exponent = self.damping * jnp.abs(h)
-            updates = [*updates, Relax(t1, exponent, type(self).__name__)]
 
         def dense_info(state0, state1, sums):
             ends = dict(y0=snap(state0.y, self.grid), y1=state1.y)
@@ -243,8 +251,8 @@ class AbstractALFComposition(AbstractUpdateSolver):
             return ends | dict(k0=k0, k1=terms.prod(state1.solver_state, dX))
 
         has_error = self.composition.error_weights is not None
-        error = lambda sums: terms.prod(sums[-1], dX)
-        return Step(updates, error if has_error else None, dense_info)
+        error = lambda sums: terms.prod(sums[len(weights) - 1], dX)
+        return Step(updates, error if has_error else None, dense_info, restart)
 
 
 # What the fields of all compositions mean.

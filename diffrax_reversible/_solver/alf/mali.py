@@ -3,13 +3,16 @@
 from typing import ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
 from diffrax import AbstractTerm, ThirdOrderHermitePolynomialInterpolation
 
-from ..._compat import ω
+from ..._compat import is_sde, ω
 from ..._tree import scale
 from ..._types import RealScalarLike
+from ..updates.restart import check_ratio, RestartState
 from ..updates.solver import AbstractUpdateSolver
-from ..updates.update import AbstractUpdate, State, Step
+from ..updates.update import AbstractUpdate, Restart, State, Step
 from .base import Drift
 from .jump import jumps
 
@@ -89,11 +92,13 @@ class ALF(AbstractUpdateSolver):
     """
 
     eta: float = eqx.field(default=1.0, static=True)
+    restart: float | None = eqx.field(default=0.1, static=True)
 
     term_structure: ClassVar = AbstractTerm
     interpolation_cls: ClassVar = ThirdOrderHermitePolynomialInterpolation
 
     def __check_init__(self):
+        check_ratio("ALF", self.restart)
         if not 0.5 < self.eta <= 1:
             raise ValueError(
                 f"`ALF(eta={self.eta!r})` must be above 0.5, where a step cannot be "
@@ -110,14 +115,18 @@ class ALF(AbstractUpdateSolver):
 
     def init(self, terms, t0, t1, y0, args):
         del t1
-        return terms.vf(t0, y0, args)
+        v = terms.vf(t0, y0, args)
+        if is_sde(terms):
+            return v
+        none = jtu.tree_map(jnp.zeros_like, (v, jnp.asarray(t0)))
+        return RestartState.fresh(v, y0, self.restart, none)
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
     def updates(self, terms, t0, t1, made_jump):
-        dX = terms.contr(t0, t1)
-        drift, pull = Drift(scale(0.5, dX)), _Pull(t0 + (t1 - t0) / 2, self.eta)
+        dX, h = terms.contr(t0, t1), jnp.asarray(t1 - t0)
+        drift, pull = Drift(scale(0.5, dX)), _Pull(t0 + h / 2, self.eta)
         updates = [*jumps(t0, made_jump), drift, pull, drift]
 
         def error(difference):
@@ -130,7 +139,18 @@ class ALF(AbstractUpdateSolver):
             k1 = terms.prod(state1.solver_state, dX)
             return dict(y0=state0.y, y1=state1.y, k0=k0, k1=k1)
 
-        return Step(updates, error, dense_info)
+        def difference_of_copies(_, difference, memory):
+            # What changes its sign from step to step, and does not go with the step.
+            before, h0 = memory
+            whole = jnp.where(h + h0 == 0, 1, h + h0)
+            w = (scale(h / whole, before) ** ω - scale(h0 / whole, difference) ** ω).ω
+            return terms.prod(w, dX)
+
+        restart = None
+        if not is_sde(terms):
+            remember = lambda difference: (difference, h)
+            restart = Restart(difference_of_copies, self.restart, None, remember)
+        return Step(updates, error, dense_info, restart)
 
 
 ALF.__init__.__doc__ = """**Arguments:**

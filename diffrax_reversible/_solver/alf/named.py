@@ -1,5 +1,6 @@
 """The named compositions of asynchronous-leapfrog steps, by order."""
 
+import equinox as eqx
 from diffrax import AbstractStratonovichSolver, AbstractTerm
 from jaxtyping import PyTree
 
@@ -33,6 +34,7 @@ class ReversibleALF2(AbstractALFComposition, AbstractStratonovichSolver):
     """
 
     composition: Composition = fixed(ALF2)
+    restart: float | None = eqx.field(default=0.05, static=True)
 
     def strong_order(self, terms: PyTree[AbstractTerm]) -> float:
         """One half; with additive or commutative noise the order is one."""

@@ -40,7 +40,7 @@ class ALFComposition(AbstractALFComposition):
         error_weights: Sequence[int | float] | None = None,
         error_order: int | None = None,
         interpolant: Sequence[Sequence[int | float]] | None = None,
-        damping: float = 0.0,
+        restart: float | None = 0.45,
         grid: float | None = None,
         interpolation: Literal["stages", "hermite"] | None = None,
     ):
@@ -55,7 +55,7 @@ class ALFComposition(AbstractALFComposition):
             else tuple(map(floats, interpolant)),
         )
         check_composition(self.composition)
-        self.damping = damping
+        self.restart = restart
         self.grid = grid
         self.interpolation = interpolation
 

@@ -21,8 +21,9 @@ from jaxtyping import Array, PyTree
 from ..._compat import is_sde, ω
 from ..._tree import add, combine, scale
 from ..base import AbstractReversibleSolver
+from ..updates.restart import check_ratio, RestartState
 from ..updates.solver import AbstractUpdateSolver
-from ..updates.update import AbstractUpdate, Repeat, State, Step
+from ..updates.update import AbstractUpdate, Repeat, Restart, State, Step
 from .tableau import evaluate_stages, steps_by_tableau, tableau_of
 
 
@@ -145,13 +146,20 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
 
     solver: AbstractSolver
     coupling_parameter: float = eqx.field(static=True)
+    restart: float | None = eqx.field(static=True)
 
     term_structure: ClassVar = AbstractTerm
     interpolation_cls: ClassVar[
         Callable[..., ThirdOrderHermitePolynomialInterpolation]
     ] = ThirdOrderHermitePolynomialInterpolation
 
-    def __init__(self, solver: AbstractSolver, coupling_parameter: float = 0.999):
+    def __init__(
+        self,
+        solver: AbstractSolver,
+        coupling_parameter: float = 0.999,
+        *,
+        restart: float | None = 0.05,
+    ):
         kind, name = type(solver), type(solver).__name__
         if issubclass(
             kind,
@@ -175,7 +183,9 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
                 "`Reversible(..., coupling_parameter=...)` must be larger than 0 and at "
                 f"most 1; got {coupling_parameter}."
             )
+        check_ratio("Reversible", restart)
         self.solver = solver
+        self.restart = restart
         self.coupling_parameter = float(coupling_parameter)
 
     def order(self, terms):
@@ -205,7 +215,13 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
                 f"`Reversible({name}())`: `{name}` {why}. Use a Stratonovich solver, for "
                 "example `Reversible(diffrax.Heun())`."
             )
-        return y0
+        if is_sde(terms):
+            return y0
+        return RestartState.fresh(y0, y0, self.restart if self._has_error else None)
+
+    @property
+    def _has_error(self) -> bool:
+        return tableau_of(type(self.solver)).error is not None
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
@@ -233,11 +249,15 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
         def dense_info(state0, state1, sums):
             return dict(y0=state0.y, y1=state1.y, k0=sums["k0"], k1=sums["k1"])
 
-        has_error = tableau_of(type(self.solver)).error is not None
-        error = lambda sums: sums["error"]
-        return Step(
-            [Repeat((couple, _Swap()))], error if has_error else None, dense_info
-        )
+        def difference(state1, sums, memory):
+            del sums, memory
+            return (state1.solver_state**ω - state1.y**ω).ω
+
+        error = (lambda sums: sums["error"]) if self._has_error else None
+        restart = None
+        if not is_sde(terms):
+            restart = Restart(difference, self.restart, self.error_order(terms))
+        return Step([Repeat((couple, _Swap()))], error, dense_info, restart)
 
 
 Reversible.__init__.__doc__ = """**Arguments:**

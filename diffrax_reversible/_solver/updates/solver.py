@@ -13,6 +13,15 @@ from ..._types import (
 )
 from ..base import AbstractReversibleSolver
 from .repeat import repeat
+from .restart import (
+    copy_of,
+    jumps_after,
+    make_anew,
+    restarted,
+    RestartState,
+    test,
+    with_copy,
+)
 from .update import AbstractUpdate, Repeat, State, Step
 
 
@@ -60,21 +69,30 @@ class AbstractUpdateSolver(AbstractReversibleSolver, AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """As [`diffrax.AbstractSolver.step`][]."""
-        step = self.updates(terms, t0, t1, made_jump)
-        state0 = State(y0, solver_state)
+        due = restarted(solver_state)
+        restart = make_anew(self, t0, t1, due)
+        state0 = State(y0, copy_of(solver_state))
+        state0, _ = make(restart, terms, args, state0)
+        step = self.updates(terms, t0, t1, jumps_after(due, made_jump))
         state1, sums = make(step.updates, terms, args, state0)
         y_error = None if step.error is None else step.error(sums)
         dense_info = step.dense_info(state0, state1, sums)
-        return state1.y, y_error, dense_info, state1.solver_state, RESULTS.successful
+        new = state1.solver_state
+        if type(solver_state) is RestartState:
+            assert step.restart is not None
+            new = test(step.restart, solver_state, state1, sums, y_error)
+        return state1.y, y_error, dense_info, new, RESULTS.successful
 
     def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
-        """As [`diffrax_reversible.AbstractReversibleSolver.backward_step`][]."""
+        """As [`diffrax_reversible.AbstractReversibleSolver.backward_step`][]. Where the
+        step started with a restart, it leads to the state after that."""
         del ts_state
         step = self.updates(terms, t0, t1, made_jump)
-        state1 = State(y1, solver_state)
+        state1 = State(y1, copy_of(solver_state))
         state0, sums = undo(step.updates, terms, args, state1)
         dense_info = step.dense_info(state0, state1, sums)
-        return state0.y, dense_info, state0.solver_state, RESULTS.successful
+        solver_state = with_copy(solver_state, state0.solver_state)
+        return state0.y, dense_info, solver_state, RESULTS.successful
 
 
 Updates = Sequence[AbstractUpdate | Repeat]

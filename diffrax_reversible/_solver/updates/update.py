@@ -9,7 +9,7 @@ from diffrax import AbstractTerm
 from jaxtyping import PyTree
 
 from ..._compat import ω
-from ..._types import Args, DenseInfo, Y
+from ..._types import Args, DenseInfo, RealScalarLike, Y
 
 
 class State(eqx.Module):
@@ -111,6 +111,27 @@ def linear(state0: State, state1: State, sums: PyTree) -> DenseInfo:
     return dict(y0=state0.y, y1=state1.y)
 
 
+class Restart(NamedTuple):
+    """When a solver restarts: makes its solver state anew, as `init` does.
+
+    - `difference`: the effect that the difference of the two copies of the solution has
+        on the solution in one step, as a function of the state at the end of the step,
+        of the sums, and of the memory of the step before. It should cost no evaluation.
+    - `ratio`: a restart is due where the difference, times `e^(1 / order)`, exceeds the
+        error estimate so many times, with `e` the error estimate relative to the
+        solution. For in a step the difference changes what is smooth by about `h a` of
+        itself, if the vector field has the Lipschitz constant `a`, and that is what the
+        factor is, too. `None`: never.
+    - `order`: that of the error estimate. `None`: without that factor.
+    - `memory`: makes the memory of the sums. Defaults to none.
+    """
+
+    difference: Callable[[State, PyTree, PyTree], Y]
+    ratio: float | None
+    order: RealScalarLike | None = None
+    memory: Callable[[PyTree], PyTree] = lambda _: None
+
+
 class Step(NamedTuple):
     """A step of a reversible solver.
 
@@ -124,3 +145,4 @@ class Step(NamedTuple):
     updates: Sequence[AbstractUpdate | Repeat]
     error: Callable[[PyTree], Y] | None = None
     dense_info: Callable[[State, State, PyTree], DenseInfo] = linear
+    restart: Restart | None = None

@@ -54,7 +54,7 @@ class Structure(NamedTuple):
 _adaptive = (
     ReversibleALF2(),
     ReversibleALF4(),
-    ReversibleALF4(damping=0.4),
+    ReversibleALF4(restart=1e-6),
     ReversibleYoshida4(),
     ALF(),
     Reversible(diffrax.Bosh3(), 0.99),

@@ -53,7 +53,7 @@ _DEFAULT = (
     ("backward_step", constant, save_everything),
     # Updates of other kinds.
     ("MALI", constant, save_times),
-    ("ALF4 damped", pid, save_end),
+    ("ALF4 restarting", pid, save_end),
     ("Heun coupled", pid, save_times),
     ("Euler coupled", constant, save_end),
 )

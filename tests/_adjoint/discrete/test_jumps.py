@@ -31,7 +31,7 @@ from ...reference import Problem, unrolled
 _slow = pytest.mark.slow
 _SOLVERS = (
     pytest.param(ReversibleALF2(), id="ALF2"),
-    pytest.param(ReversibleALF4(damping=0.5), id="damped", marks=_slow),
+    pytest.param(ReversibleALF4(restart=1e-6), id="restarting", marks=_slow),
     pytest.param(ALF(), id="MALI", marks=_slow),
     pytest.param(Reversible(diffrax.Tsit5()), id="coupled", marks=_slow),
     pytest.param(diffrax.Bosh3(), id="Bosh3"),

@@ -88,7 +88,7 @@ def _grad_of_relaxing(w, other, t1):
         y0 = dict(other=other, z=jnp.array(0.5))
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(_relaxing),
-            ReversibleALF4(),
+            ReversibleALF4(restart=None),
             0.0,
             t1,
             t1 / 200,

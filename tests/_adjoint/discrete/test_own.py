@@ -97,7 +97,9 @@ def _parameters(with_pace):
     (
         pytest.param(ReversibleALF4(), False, id="ALF4"),
         pytest.param(ReversibleALF4(), True, id="ALF4-pace"),
-        pytest.param(ReversibleALF2(damping=0.3), False, id="ALF2 damped", marks=_slow),
+        pytest.param(
+            ReversibleALF2(restart=1e-6), False, id="ALF2 restarting", marks=_slow
+        ),
         pytest.param(ALF(), False, id="MALI", marks=_slow),
         pytest.param(Reversible(diffrax.Heun()), False, id="coupled"),
         pytest.param(CoupledEuler(), True, id="updates-pace"),

@@ -195,7 +195,7 @@ def _prey(differentiate, y0, direction, t1):
         t0, dt0 = jnp.array([0.0, 0.1], y0.dtype)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(rates),
-            ReversibleALF4(),
+            ReversibleALF4(restart=None),
             t0,
             t1,
             dt0,

@@ -29,19 +29,14 @@ def _contracting(t, y, weights):
     return eqx.combine(weights, _rest)(y) - 1.5 * y + jnp.cos(t)
 
 
-_PROBLEMS = (
-    # Two periods.
-    pytest.param(_van_der_pol, jnp.array([2.0, 0.0]), 5.0, 24.0, 0.01, 10.0, id="vdP"),
-    pytest.param(
-        _contracting, jnp.linspace(-1, 1, 8), _weights, 12.0, 0.05, 2.0, id="MLP"
-    ),
-)
+# So long that float32 loses the way back, and not yet the solution.
+_problem = (_contracting, jnp.linspace(-1, 1, 8), _weights, 8.0, 0.05)
 
 
-def _loss(y0, args, vector_field, t1, dt0, damping, adjoint, throw=True):
+def _loss(y0, args, vector_field, t1, dt0, adjoint, throw=True):
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
-        ReversibleALF4(damping=damping),
+        ReversibleALF4(restart=None),
         *_float32((0.0, t1, dt0)),
         y0,
         args,
@@ -59,26 +54,16 @@ def _grad(problem, adjoint, throw=True):
     return jit(jax.grad(f, (0, 1)))(*_float32((y0, args)))
 
 
-@pytest.mark.parametrize(
-    "problem",
-    [
-        pytest.param(p.values, id=p.id, marks=pytest.mark.slow if i else ())
-        for i, p in enumerate(_PROBLEMS)
-    ],
-)
-def test_contraction(problem):
-    true_grad = _grad(problem, diffrax.RecursiveCheckpointAdjoint())
-    grad = _grad(problem, ReversibleAdjoint(checkpoints=64))
+def test_contraction():
+    true_grad = _grad(_problem, diffrax.RecursiveCheckpointAdjoint())
+    grad = _grad(_problem, ReversibleAdjoint(checkpoints=64))
     difference = tree_difference(grad, true_grad)
     print(f"with 64 checkpoints: {difference:.1e}")
     assert difference < 1e-3
     with pytest.raises(Exception, match="has lost the solution") as error:
-        jax.block_until_ready(_grad(problem, ReversibleAdjoint()))
-    for way_out in ("checkpoints=", "float64", "RecursiveCheckpointAdjoint()"):
+        jax.block_until_ready(_grad(_problem, ReversibleAdjoint()))
+    for way_out in ("checkpoints=", "float64", "Tsit5(), adjoint=SymplecticAdjoint()"):
         assert way_out in str(error.value)
-
-
-_problem = _PROBLEMS[1].values
 
 
 def test_nan():
@@ -101,14 +86,14 @@ def test_warning():
 @pytest.mark.parametrize("outside", (False, pytest.param(True, marks=pytest.mark.slow)))
 def test_batch(outside):
     """The element that failed is named; whatever the order of `vmap` and `grad`."""
-    vector_field, y0, args, t1, dt0, damping = _problem
+    vector_field, y0, args, _, dt0 = _problem
 
     def loss(y0, args, t1):
         adjoint = ReversibleAdjoint()
-        return _loss(y0, args, vector_field, t1, dt0, damping, adjoint)
+        return _loss(y0, args, vector_field, t1, dt0, adjoint)
 
     # The third element contracts for long.
-    y0, t1s = _float32((jnp.stack(3 * [y0]), jnp.array([1.0, 2.0, 12.0])))
+    y0, t1s = _float32((jnp.stack(3 * [y0]), jnp.array([1.0, 2.0, 8.0])))
     axes = (0, None, 0)
     if outside:
         grad = jax.vmap(jax.grad(loss, (0, 1)), axes)
@@ -193,7 +178,7 @@ def _half_van_der_pol(t, y, a):
     return _van_der_pol(t, y, 2 * a)
 
 
-@pytest.mark.parametrize("damping", (0.0, pytest.param(0.5, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("restart", (None, pytest.param(0.45, marks=pytest.mark.slow)))
 @pytest.mark.parametrize(
     "dtype", (jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow))
 )
@@ -214,14 +199,14 @@ def _half_van_der_pol(t, y, a):
         ),
     ),
 )
-def test_default_rtol(vector_field, y0, dtype, damping):
+def test_default_rtol(vector_field, y0, dtype, restart):
     """From harmless to hopeless: the gradient has two digits, or is refused."""
 
     def loss(y0, a, t1, adjoint):
         t0 = jnp.zeros((), t1.dtype)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(vector_field),
-            ReversibleALF4(damping=damping),
+            ReversibleALF4(restart=restart),
             t0,
             t1,
             t1 / 200,

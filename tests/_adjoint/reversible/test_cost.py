@@ -11,7 +11,7 @@ import pytest
 
 from diffrax_reversible import RecordedSteps, ReversibleAdjoint, ReversibleALF4
 
-from ...helpers import constant, FIXED, jit, PAIRS, SOLVERS, Stepping
+from ...helpers import constant, FIXED, jit, PAIRS, SOLVERS, Stepping, without_restarts
 from ...measure import Counter, fastest, mlp, temp_memory
 
 
@@ -77,7 +77,7 @@ def _evaluations_of_one_step(solver, pair):
 def test_evaluations(solver, stepping, pair):
     """Each update is evaluated once on the way, once on the way back, and pulled back
     once; the initial vector field is evaluated and pulled back once more."""
-    counter = Counter()
+    counter, solver = Counter(), without_restarts(solver)
     t0, t1 = 0.0, 1.5
     stepping = stepping(t0, t1)
     term = diffrax.ODETerm(counter.field())

@@ -16,7 +16,7 @@ from diffrax_reversible import (
     ReversibleYoshida8,
 )
 
-from ...helpers import jit
+from ...helpers import copies, jit, without_restarts
 
 
 # The numbers of steps are such that the errors are above round-off and the leading
@@ -28,10 +28,10 @@ _solvers = (
     pytest.param(ReversibleALF2(), 2, (100, 400), id="ALF2", marks=_slow),
     pytest.param(ReversibleALF4(), 4, (100, 400), id="ALF4"),
     pytest.param(
-        ReversibleALF4(damping=0.5), 4, (100, 400), id="ALF4 damped", marks=_slow
+        ReversibleALF4(restart=1e-6), 4, (100, 400), id="ALF4 restarting", marks=_slow
     ),
     pytest.param(
-        ReversibleALF6(damping=0.5), 6, (32, 80), id="ALF6 damped", marks=_slow
+        ReversibleALF6(restart=1e-6), 6, (32, 80), id="ALF6 restarting", marks=_slow
     ),
     pytest.param(ReversibleYoshida4(), 4, (60, 240), id="Yoshida4", marks=_slow),
     pytest.param(ReversibleALF6(), 6, (32, 80), id="ALF6"),
@@ -68,6 +68,9 @@ def _exact():
 @pytest.mark.parametrize("solver, order, numbers", _solvers)
 def test_order(solver, order, numbers):
     exact_y, exact_v = _exact()
+    if solver.restart > 1e-3:
+        # Where it restarts would depend on the step.
+        solver = without_restarts(solver)
 
     @jit
     def solve(n, wave, rough):
@@ -84,7 +87,7 @@ def test_order(solver, order, numbers):
 
         v = solver.init(_term, 0.0, 0.1, _start, None)
         y, v = lax.fori_loop(0, n, body, (_start, v))
-        return _stack(y), _stack(v)
+        return _stack(y), _stack(copies(v))
 
     counts = np.unique(np.geomspace(numbers[0], numbers[1], 4).astype(int) // 2 * 2)
 

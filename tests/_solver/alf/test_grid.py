@@ -186,8 +186,3 @@ def test_propose_grid():
 def test_not_a_power_of_two(grid):
     with pytest.raises(ValueError, match=r"`ReversibleALF4\(grid=.*power of two"):
         ReversibleALF4(grid=grid)
-
-
-def test_not_with_damping():
-    with pytest.raises(ValueError, match=r"damping=..., grid=..."):
-        ReversibleALF2(damping=0.1, grid=0.5)

@@ -58,7 +58,7 @@ def test_as_mali(eta):
 def test_start():
     y0 = jnp.array([0.4, -0.9])
     v0 = ALF().init(_term, 0.3, 0.5, y0, None)
-    assert np.allclose(v0, _field(0.3, np.array(y0)), rtol=1e-15)
+    assert np.allclose(v0.copy, _field(0.3, np.array(y0)), rtol=1e-15)
 
 
 @pytest.mark.parametrize("eta", (0.5, 0.0, -1.0, 1.01, float("nan")))

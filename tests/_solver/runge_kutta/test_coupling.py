@@ -6,7 +6,7 @@ import pytest
 
 from diffrax_reversible import Reversible, ReversibleAdjoint, ReversibleALF2
 
-from ...helpers import jit
+from ...helpers import jit, without_restarts
 
 
 def _lotka_volterra(t, y, args):
@@ -77,7 +77,7 @@ def _fitted_order(field, solver, y0, t1, steps, saveat, accurate=6000):
 )
 def test_order(solver, field, y0, t1, steps):
     saveat = diffrax.SaveAt(t1=True)
-    y0 = jnp.array(y0, float)
+    y0, solver = jnp.array(y0, float), without_restarts(solver)
     steps = [steps, int(1.5 * steps), 2 * steps]
     found = _fitted_order(field, solver, y0, float(t1), steps, saveat)
     print(f"fitted order {found:.2f}")
