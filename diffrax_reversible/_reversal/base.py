@@ -101,10 +101,11 @@ class AbstractReversal(eqx.Module):
         del step
         return End(*carry)
 
-    def difference(self, y: Y, solver_state: PyTree) -> Y | None:
-        """By how much the two copies of the solution differ; `None` if the solver itself
-        watches that, or carries only one."""
-        del y, solver_state
+    def difference(self, before: tuple[Y, PyTree], after: tuple[Y, PyTree]) -> Y | None:
+        """By how much the two copies of the solution differ, from the solution and the
+        solver state before and after a step; `None` if the solver itself watches that,
+        or carries only one."""
+        del before, after
         return None
 
     @abc.abstractmethod

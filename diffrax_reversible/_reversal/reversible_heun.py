@@ -38,8 +38,8 @@ class ReversibleHeunReversal(AbstractReversal):
     control or a parameter of the product are differentiated.
     """
 
-    def difference(self, y, solver_state):
-        yhat, _ = solver_state
+    def difference(self, before, after):
+        y, (yhat, _) = after
         return (y**ω - yhat**ω).ω
 
     def init_carry(self, terms, t, y, solver_state):

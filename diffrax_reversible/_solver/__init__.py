@@ -19,11 +19,13 @@ from .symplectic.composition import (
     SymplecticComposition8 as SymplecticComposition8,
 )
 from .symplectic.stormer_verlet import StormerVerlet as StormerVerlet
+from .updates.restart import RestartState as RestartState
 from .updates.solver import AbstractUpdateSolver as AbstractUpdateSolver
 from .updates.update import (
     AbstractUpdate as AbstractUpdate,
     Add as Add,
     Repeat as Repeat,
+    Restart as Restart,
     State as State,
     Step as Step,
 )

@@ -1,6 +1,7 @@
 """Reversible solvers."""
 
 import abc
+from typing import ClassVar
 
 from diffrax import AbstractSolver, AbstractTerm, RESULTS
 from jaxtyping import PyTree
@@ -22,12 +23,17 @@ class AbstractReversibleSolver(AbstractSolver):
     **Cost** of the reverse sweep: that of `backward_step` and of `step`, and the
     vector-Jacobian product of `step`. A gradient is as exact as `backward_step` is.
 
+    A solver that is undone only nearly sets `reversal_rtol`, the `reversal_rtol` of
+    `ReversibleAdjoint` that its gradients are good for.
+
     ```python
     class MySolver(AbstractReversibleSolver):
         def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
             ...
     ```
     """
+
+    reversal_rtol: ClassVar[float | None] = None
 
     @abc.abstractmethod
     def backward_step(

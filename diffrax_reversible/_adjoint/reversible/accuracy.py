@@ -22,7 +22,8 @@ _MESSAGE = (
     "`adjoint=ReversibleAdjoint()` has lost {what} on its way back: at t = {t} the {one} "
     "that it found{element} differs from the one that it should have found by a relative "
     "{loss:.1e}, which is more than {rtol:.1e}, so that the {result} would be wrong. "
-    "Undoing the steps of a contracting flow amplifies rounding. Ways out: "
+    "Undoing steps amplifies rounding where the flow contracts, and where the solver "
+    "itself damps (`Reversible(coupling_parameter=...)`, `ALF(eta=...)`). Ways out: "
     "`solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint()`, which undoes nothing; "
     "`ReversibleAdjoint(checkpoints=...)`; float64."
 )

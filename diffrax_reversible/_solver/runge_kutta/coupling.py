@@ -112,10 +112,14 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
     Use it to get the accuracy of a Runge-Kutta solver that has proved itself on the
     problem, together with exact gradients in constant memory. A composition like
     [`diffrax_reversible.ReversibleALF4`][] costs less per step than `Reversible(Tsit5())`
-    does. Do not use it for long solves of strongly contracting problems: $y - z$ is
-    damped only by $\lambda$, and the contraction of the flow amplifies it; a smaller
-    coupling parameter is more stable forwards, and amplifies rounding by $1 / \lambda$
-    in every step that is undone.
+    does.
+
+    Where the flow contracts, $y - z$ grows, and the error estimate does not see it. So
+    the solver restarts before it matters: $z = y$ anew, at the start of a step, which
+    costs no evaluation. A base solver without an error estimate, like
+    [`diffrax.Euler`][], cannot tell, and never restarts: do not use it for long solves of
+    problems that contract. Neither does a solve along a Brownian motion. The solver state
+    is a `RestartState`, of which $z$ is the `copy`; along a Brownian motion it is $z$.
 
     With a base solver that converges to the Stratonovich solution of an SDE, as
     [`diffrax.Heun`][], [`diffrax.Midpoint`][] and [`diffrax.Ralston`][] do, so does
@@ -260,8 +264,18 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
         return Step([Repeat((couple, _Swap()))], error, dense_info, restart)
 
 
-Reversible.__init__.__doc__ = """**Arguments:**
+Reversible.__init__.__doc__ = r"""**Arguments:**
 
 - `solver`: The base solver: an explicit Runge-Kutta solver like [`diffrax.Tsit5`][].
 - `coupling_parameter`: A float in (0, 1].
+- `restart`: a step that follows one with
+    $|y - z| \cdot (|e| / |y|)^{1 / p} > \text{restart} \cdot |e|$ starts with a restart,
+    with $e$ the error estimate and $p$ its order. `None`: never; then
+    [`diffrax_reversible.ReversibleAdjoint`][] raises if the solution came to be wrong.
+    With the default and `Tsit5` the number of steps, and the error, were those of `Tsit5`
+    itself on our test problems. At tolerances of 1e-3, 1e-6 and 1e-9 there were 160, 221
+    and 104 restarts in 210, 573 and 1906 steps of van der Pol's oscillator with mu = 5 to
+    T = 40, and 37, 37 and 23 in 64, 217 and 743 of a relaxation of rate 1 to T = 40.
+    Where they are loose, the two copies differ by as much as the error of a step in the
+    first step already.
 """

@@ -35,6 +35,7 @@ class AbstractEES(
     """Base class of the explicit and effectively symmetric Runge-Kutta schemes."""
 
     tableau: eqx.AbstractClassVar[Tableau]
+    reversal_rtol: ClassVar[float | None] = 1e-3
 
     term_structure: ClassVar = AbstractTerm
     interpolation_cls: ClassVar[
@@ -98,17 +99,21 @@ class EES25(AbstractEES):
 
     A step of `-h` undoes a step of `h` up to an error of order `h^6`, so the reverse
     sweep follows the solve with an error of order `h^5`, and so does the gradient; the
-    solution itself has one of order `h^2`. There is one copy of the solution only, and
-    so no parasitic mode: use it with [`diffrax_reversible.ReversibleAdjoint`][] for
-    problems that contract, for which the exactly reversible solvers become unstable. Do
-    not use it where the gradient must be exact, or with large steps.
-    `ReversibleAdjoint(reversal_rtol=...)` says what error of the reversal to accept.
+    solution itself has one of order `h^2`. Use it for SDEs, and for low accuracy where a
+    gradient with three digits will do. Do not use it where the gradient must be exact,
+    with large steps, or for long solves of problems that contract.
 
     - Order: 2; the error estimate is of order 3 in the step. When used to solve SDEs, it
         converges to the Stratonovich solution.
     - Cost: 3 evaluations of the vector field per step, 6 in the reverse sweep (a step
         back, and the step again), and 3 vector-Jacobian products.
-    - Memory: that of one step.
+    - Memory: that of one step, and 32 states.
+    - Reversal: there is one copy of the solution, and nothing that restarts. What a step
+        back does not undo grows where the flow contracts, so that
+        [`diffrax_reversible.ReversibleAdjoint`][] keeps 32 states on the way, and accepts
+        a relative loss of 1e-3 between them. On seven textbook problems gradients were
+        off by at most 4e-4 at a tolerance of 1e-3, where one was refused, and by 1e-7 at
+        1e-6.
     - Dense output: a parabola.
 
     ??? cite "Reference"
@@ -142,18 +147,17 @@ class EES27(AbstractEES):
 
     A step of `-h` undoes a step of `h` up to an error of order `h^8`, so the reverse
     sweep follows the solve with an error of order `h^7`, and so does the gradient; the
-    solution itself has one of order `h^2`. There is one copy of the solution only, and
-    so no parasitic mode: use it with [`diffrax_reversible.ReversibleAdjoint`][] for
-    problems that contract, for which the exactly reversible solvers become unstable. Do
-    not use it where the gradient must be exact, or with large steps;
-    [`diffrax_reversible.EES25`][] costs one evaluation less.
-    `ReversibleAdjoint(reversal_rtol=...)` says what error of the reversal to accept.
+    solution itself has one of order `h^2`. Use it as [`diffrax_reversible.EES25`][],
+    which costs one evaluation less, where the gradient needs more digits.
 
     - Order: 2; the error estimate is of order 3 in the step. When used to solve SDEs, it
         converges to the Stratonovich solution.
     - Cost: 4 evaluations of the vector field per step, 8 in the reverse sweep (a step
         back, and the step again), and 4 vector-Jacobian products.
-    - Memory: that of one step.
+    - Memory: that of one step, and 32 states.
+    - Reversal: as for [`diffrax_reversible.EES25`][]. On seven textbook problems gradients
+        were off by at most 2e-3 at a tolerance of 1e-3, where one was refused, and by 5e-9
+        at 1e-6.
     - Dense output: a parabola.
 
     The reference is that of [`diffrax_reversible.EES25`][].

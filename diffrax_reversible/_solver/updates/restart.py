@@ -76,7 +76,7 @@ def _is_none(x) -> bool:
     return x is None
 
 
-def test(
+def test_for_restart(
     restart: Restart,
     old: RestartState,
     state1: State,
@@ -85,7 +85,9 @@ def test(
 ) -> RestartState:
     """The solver state at the end of a step."""
     y1, error = lax.stop_gradient((state1.y, y_error))
-    difference = restart.difference(state1, sums, old.memory)
+    # Of the step before a restart nothing is left.
+    memory = where(~jnp.asarray(old.restarted), old.memory, 0)
+    difference = restart.difference(state1, sums, memory)
     difference = lax.stop_gradient(difference)
     largest = (norm(difference), norm(y1))
     largest = jtu.tree_map(jnp.maximum, lax.stop_gradient(old.largest), largest)
