@@ -75,11 +75,14 @@ class UpdatesReversal(AbstractReversal):
             return _as_jax(make_anew(inputs.solver, *interval, step.restarts))
 
         if step.restarts is not False:
-            carry = lax.cond(
-                batch.any(step.restarts),
-                lambda carry: _pull_back_all(restart, step, carry, None, batch),
-                lambda carry: carry,
-                carry,
+            # A loop of at most one turn, which unlike `lax.cond` copies nothing.
+            _, carry = lax.while_loop(
+                lambda loop: loop[0],
+                lambda loop: (
+                    jnp.array(False),
+                    _pull_back_all(restart, step, loop[1], None, batch),
+                ),
+                (batch.any(step.restarts), carry),
             )
         state, cotangent_state, total = carry
         return (

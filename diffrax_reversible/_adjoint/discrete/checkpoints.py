@@ -1,13 +1,15 @@
 """States of a solve that are kept for its reverse sweep: some of them, or all."""
 
+import functools as ft
 from typing import Any, cast
 
 import equinox as eqx
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ..._compat import buffer_at_set, MaybeBuffer
+from ..._compat import buffer_at_set, MaybeBuffer, unvmap_any
 from ..._types import BoolScalarLike, IntScalarLike
 
 
@@ -50,26 +52,36 @@ class Checkpoints(eqx.Module):
         """The checkpoints with the state after step `number`, if it is one to keep.
         `restart`: whether a restart is to follow."""
         restart = accepted & jnp.asarray(restart)
-        free = self._free(self.stride)
         due = accepted & (number % self.stride == 0) | restart
-        stride = jnp.where(due & ~jnp.any(free), 2 * self.stride, self.stride)
-        free = self._free(stride)
-        due = accepted & (number % stride == 0) & jnp.any(free)
-        due = due | (restart & ~jnp.all(self.is_restart))
-        slot = jnp.argmax(jnp.where(jnp.any(free), free, ~self.is_restart))
+        # Most states are not kept, and then there is nothing to look for.
+        find = ft.partial(self._find_slot, number, accepted, restart)
+        nothing = lambda: (jnp.zeros_like(jnp.argmax(self.numbers)), due, self._index)
+        slot, due, index = lax.cond(unvmap_any(due), find, nothing)
         states = jtu.tree_map(
             lambda x, xs: buffer_at_set(xs, slot, x, pred=cast(Any, due)),
             state,
             self.states,
         )
+        return Checkpoints(states, *index)
+
+    @property
+    def _index(self) -> tuple:
+        return self.numbers, self.stride, self.is_restart, self.restarts
+
+    def _find_slot(self, number, accepted, restart):
+        """A slot, whether it is to be written to, and the new index."""
+        free, due = self._free(self.stride), accepted & (number % self.stride == 0)
+        full = (due | restart) & ~jnp.any(free)
+        stride = jnp.where(full, 2 * self.stride, self.stride)
+        free = self._free(stride)
+        due = accepted & (number % stride == 0) & jnp.any(free)
+        due = due | (restart & ~jnp.all(self.is_restart))
+        slot = jnp.argmax(jnp.where(jnp.any(free), free, ~self.is_restart))
         here = due & (jnp.arange(len(self.numbers)) == slot)
-        return Checkpoints(
-            states,
-            jnp.where(here, number, self.numbers),
-            stride,
-            self.is_restart | (here & restart),
-            self.restarts + jnp.where(restart, 1, 0),
-        )
+        numbers = jnp.where(here, number, self.numbers)
+        is_restart = self.is_restart | (here & restart)
+        restarts = self.restarts + jnp.where(restart, 1, 0)
+        return slot, due, (numbers, stride, is_restart, restarts)
 
     def _free(self, stride: IntScalarLike) -> Bool[Array, " slots"]:
         """The slots that are empty, or make room."""

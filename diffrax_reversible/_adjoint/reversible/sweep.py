@@ -17,7 +17,7 @@ from ..._loop.state import differentiated, end_time, num_accepted
 from ..._reversal.base import ReverseStep, StepInputs
 from ..._reversal.registry import reversal_of
 from ..._reversal.updates import UpdatesReversal
-from ..._solver.updates.restart import copy_of, restarted, RestartState
+from ..._solver.updates.restart import copy_of, restarted, RestartState, with_copy
 from ..._tree import where
 from ..._types import BoolScalarLike, RealScalarLike
 from ..discrete.checkpoints import Checkpoints
@@ -86,7 +86,7 @@ class ReversibleSweep(AbstractStepSweep):
         if slots is None and (nearly or restarted(solver_state) is not False):
             slots = default_slots
         if slots is not None:
-            checkpoints = Checkpoints.empty(slots, state)
+            checkpoints = Checkpoints.empty(slots, _copies(state))
         parameters, difference = problem.parameters, None
         if not is_sde(parameters.terms):
             difference = reversal_of(parameters.solver).difference(state, state)
@@ -101,7 +101,7 @@ class ReversibleSweep(AbstractStepSweep):
             accepted = (num_accepted(after) > number) & (number > 0)
             state = _state(before)
             restart = restarted(state[1])
-            checkpoints = checkpoints.keep(number, state, accepted, restart)
+            checkpoints = checkpoints.keep(number, _copies(state), accepted, restart)
         # Where a step was rejected this is the old state.
         state = _state(after)
         if difference is not None:
@@ -169,8 +169,10 @@ class ReversibleSweep(AbstractStepSweep):
         end, loss = self._unless_lost(solved, t0, end, carry.extra, step.active)
         if states.checkpoints is None:
             return end, loss
-        found, known = states.checkpoints.find(step.number - 1)
+        found, (y, copy) = states.checkpoints.find(step.number - 1)
         found = found & step.active
+        _, solver_state = _state(solved.final)
+        known = (y, with_copy(solver_state, copy))
 
         def restart():
             loss = self._loss(solved, t0, end, known, step.restarts)
@@ -248,11 +250,16 @@ def _refuse_restarts_inside(solver: AbstractSolver, state: tuple) -> None:
         )
 
 
+def _copies(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    """The solution, and the solver state without what is only there to restart."""
+    y, solver_state = state
+    return y, copy_of(solver_state)
+
+
 def _floating(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
     is_leaf = lambda x: type(x) is RestartState
-    return eqx.filter(
-        jtu.tree_map(copy_of, state, is_leaf=is_leaf), eqx.is_inexact_array
-    )
+    copies = jtu.tree_map(copy_of, state, is_leaf=is_leaf)
+    return eqx.filter(copies, eqx.is_inexact_array)
 
 
 def _init_carry(problem: Problem, t: RealScalarLike, state: tuple) -> Any:

@@ -49,7 +49,7 @@ class RestartState(eqx.Module):
 
 
 def copy_of(solver_state: PyTree) -> PyTree:
-    """What the updates of a step change of the solver state."""
+    """The solver state without what is only there to restart."""
     return solver_state.copy if type(solver_state) is RestartState else solver_state
 
 
