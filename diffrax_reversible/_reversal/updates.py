@@ -76,14 +76,13 @@ class UpdatesReversal(AbstractReversal):
 
         if step.restarts is not False:
             # A loop of at most one turn, which unlike `lax.cond` copies nothing.
-            _, carry = lax.while_loop(
-                lambda loop: loop[0],
-                lambda loop: (
-                    jnp.array(False),
-                    _pull_back_all(restart, step, loop[1], None, batch),
-                ),
-                (batch.any(step.restarts), carry),
-            )
+            def pull_back(loop):
+                _, carry = loop
+                carry = _pull_back_all(restart, step, carry, None, batch)
+                return jnp.array(False), carry
+
+            loop = (jnp.asarray(batch.any(step.restarts)), carry)
+            _, carry = lax.while_loop(lambda loop: loop[0], pull_back, loop)
         state, cotangent_state, total = carry
         return (
             (state.y, with_copy(end.solver_state, state.solver_state)),

@@ -134,7 +134,7 @@ ReversibleAdjoint.__init__.__doc__ = """**Arguments:**
 - `checkpoints`: How many states of the solve to keep, for each element of a batch: those
     before restarts first, and others, evenly spread, as long as there is room. The sweep
     goes on from each of them, so that rounding is amplified only in between. `None`: 32
-    with a solver that restarts, or that is undone only nearly
+    (at most `max_steps`) with a solver that restarts, or that is undone only nearly
     ([`diffrax_reversible.EES25`][]), and none with any other.
 - `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
     solve, which may be far more than it takes.
@@ -142,11 +142,12 @@ ReversibleAdjoint.__init__.__doc__ = """**Arguments:**
     reconstructs and those that are known (the initial state, and the checkpoints), of
     every component relative to its largest absolute value in the course of the solve.
     Of a second copy in the solver state the square root of it is accepted. Derivatives
-    of the states, for second derivatives, may differ by a tenth of it. `None`: the
-    square root of the machine epsilon `eps` of the state, 3e-4 in float32 and 1e-8 in
-    float64, and `4 * eps` for every step, since each of them rounds; at most 0.01. With
-    no more loss than that a gradient has kept two digits on the problems on which this
-    was measured.
+    of the states, for second derivatives, may differ by a tenth of it. `None`: a
+    tenth of the square root of the machine epsilon `eps` of the state, 3e-5 in float32
+    and 1e-9 in float64, and `4 * eps` for every step, since each of them rounds; at most
+    0.01; and what the solver says of itself, if it is undone only nearly. With no more
+    loss than that a gradient has kept two digits on the problems on which this was
+    measured.
 - `on_failure`: What to do where the difference is larger: `"raise"` a `RuntimeError` at
     run time; make the gradient `"nan"`; or `"warn"`. With `diffeqsolve(...,
     throw=False)` the default is `"nan"`.

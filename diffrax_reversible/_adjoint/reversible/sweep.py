@@ -84,7 +84,7 @@ class ReversibleSweep(AbstractStepSweep):
         _, solver_state = state
         nearly = _own_rtol(problem) is not None
         if slots is None and (nearly or restarted(solver_state) is not False):
-            slots = default_slots
+            slots = min(default_slots, problem.options["max_steps"] or default_slots)
         if slots is not None:
             checkpoints = Checkpoints.empty(slots, _copies(state))
         parameters, difference = problem.parameters, None

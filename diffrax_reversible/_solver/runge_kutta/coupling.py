@@ -162,7 +162,7 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
         solver: AbstractSolver,
         coupling_parameter: float = 0.999,
         *,
-        restart: float | None = 0.05,
+        restart: float | None = 0.03,
     ):
         kind, name = type(solver), type(solver).__name__
         if issubclass(

@@ -91,12 +91,12 @@ def _grad_of_relaxing(w, other, t1):
             ReversibleALF4(restart=None),
             0.0,
             t1,
-            t1 / 200,
+            t1 / 2000,
             y0,
             w,
             saveat=diffrax.SaveAt(ts=jnp.stack([0.6 * t1, t1])),
             adjoint=ReversibleAdjoint(),
-            max_steps=256,
+            max_steps=2048,
         )
         return jnp.sum(solution.ys["z"] ** 2)
 

@@ -20,6 +20,7 @@ from diffrax_reversible import (
 )
 from diffrax_reversible._adjoint.discrete.checkpoints import Checkpoints
 
+from ..._reversal.third_party import OnlyBackwardStep
 from ...helpers import jit, tree_difference
 from ...measure import Counter, temp_memory
 
@@ -55,7 +56,7 @@ _FRICTION = (_friction, 0.5, [1.0, 0.5], 40.0)
 _VAN_DER_POL = (_van_der_pol, 5.0, [1.0, 0.0], 40.0)
 _RELAXATION = (_relaxation, 1.0, [0.3, 0.2, 0.1], 40.0)
 _PROBLEMS = (
-    pytest.param(_FRICTION, id="friction"),
+    pytest.param(_FRICTION, id="friction", marks=_slow),
     pytest.param((_van_der_pol, 1.0, [1.0, 0.0], 40.0), id="vdP1", marks=_slow),
     pytest.param(_VAN_DER_POL, id="vdP5"),
     pytest.param(_RELAXATION, id="relaxation1", marks=_slow),
@@ -63,7 +64,7 @@ _PROBLEMS = (
 )
 _TEXTBOOK = (
     pytest.param((_logistic, 1.0, [0.1], 15.0), id="logistic"),
-    pytest.param((_friction, 0.25, [1.0, 0.5], 30.0), id="friction"),
+    pytest.param((_friction, 0.25, [1.0, 0.5], 30.0), id="friction", marks=_slow),
     pytest.param((_network, 1.0, [1.0, -0.5, 0.3, 0.8], 30.0), id="network"),
 )
 
@@ -118,7 +119,9 @@ class _Restarts(diffrax.AbstractAdaptiveSolver):
         return y1, error, dense_info, (new, count + jnp.where(due, 1, 0)), result
 
 
-@pytest.mark.parametrize("rtol", (1e-3, 1e-6, pytest.param(1e-9, marks=_slow)))
+@pytest.mark.parametrize(
+    "rtol", (pytest.param(1e-3, marks=_slow), 1e-6, pytest.param(1e-9, marks=_slow))
+)
 @pytest.mark.parametrize("problem", _PROBLEMS)
 @pytest.mark.parametrize(
     "solver",
@@ -188,7 +191,9 @@ def test_gradient(solver, problem, rtol, slots):
         pytest.param(ReversibleALF2(restart=1e-6), id="ALF2", marks=_slow),
         pytest.param(ReversibleALF4(restart=1e-6), id="ALF4"),
         pytest.param(ALF(restart=1e-6), id="MALI", marks=_slow),
-        pytest.param(Reversible(diffrax.Heun(), restart=1e-6), id="Heun coupled"),
+        pytest.param(
+            Reversible(diffrax.Heun(), restart=1e-6), id="Heun coupled", marks=_slow
+        ),
     ),
 )
 def test_transforms(solver):
@@ -236,8 +241,8 @@ def test_transforms(solver):
         pytest.param(ALF(), id="MALI", marks=_slow),
         pytest.param(Reversible(diffrax.Tsit5()), id="Tsit5 coupled"),
         pytest.param(Reversible(diffrax.Heun()), id="Heun coupled", marks=_slow),
-        pytest.param(diffrax.ReversibleHeun(), id="ReversibleHeun"),
-        pytest.param(EES25(), id="EES25"),
+        pytest.param(diffrax.ReversibleHeun(), id="ReversibleHeun", marks=_slow),
+        pytest.param(EES25(), id="EES25", marks=_slow),
         pytest.param(EES27(), id="EES27", marks=_slow),
         pytest.param(ReversibleALF4(restart=None), id="ALF4 without", marks=_slow),
     ),
@@ -267,14 +272,48 @@ def test_textbook_problems(solver, problem, dtype):
         if isinstance(solver, diffrax.ReversibleHeun) and "`max_steps`" in message:
             print("too many steps")
             return
-        assert any(words in message for words in ("has lost", "is wrong", "restarted"))
+        reasons = ("has lost", "is wrong", "restarted", "`max_steps` was reached")
+        assert any(words in message for words in reasons)
         assert "solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint()" in message
         print("refused")
         return
     value, grad = map(tree_difference, found, true)
     print(f"value {value:.1e}, gradient {grad:.1e}")
-    assert value < 1e-2
-    assert grad < 3e-2
+    # Of which the error of the solve is the larger part.
+    assert value < 2e-2
+    assert grad < 5e-2
+
+
+def test_inside_of_another_solver():
+    """Which steps back by `backward_step`, and knows of no restarts."""
+    solver = OnlyBackwardStep(Reversible(diffrax.Heun()))
+    with pytest.raises(NotImplementedError, match="restart=None"):
+        _gradients(_FRICTION, solver, 1e-3, [ReversibleAdjoint()])
+
+
+def test_continued_solve():
+    """From a state in which a restart is due."""
+    term = diffrax.ODETerm(lambda t, y, a: jnp.sin(a * y + t))
+    solver = ReversibleALF4(restart=1e-9)
+
+    def loss(y0, a, adjoint):
+        solve = lambda t0, t1, y0, **options: diffrax.diffeqsolve(
+            *(term, solver, t0, t1, 0.1, y0, a),
+            saveat=diffrax.SaveAt(t1=True, solver_state=True),
+            adjoint=adjoint,
+            **options,
+        )
+        first = solve(0.0, 0.5, y0)
+        state = first.solver_state
+        second = solve(0.5, 1.1, first.ys[-1], solver_state=state)
+        return jnp.sum(second.ys) + jnp.sum(second.solver_state.copy), state.due
+
+    grad = jax.grad(loss, (0, 1), has_aux=True)
+    x = (jnp.array([0.2, -0.4]), jnp.array(1.3))
+    found, due = jit(lambda *x: grad(*x, ReversibleAdjoint()))(*x)
+    true, _ = jit(lambda *x: grad(*x, diffrax.DirectAdjoint()))(*x)
+    assert due
+    assert tree_difference(found, true) < 1e-13
 
 
 def test_no_room():
