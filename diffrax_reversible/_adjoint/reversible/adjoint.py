@@ -36,7 +36,7 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
 
     A flow that contracts by `exp(-a T)` forgets its past, and nothing can undo it without
     being told. So the solvers of this package restart now and then where the flow
-    contracts, [`diffrax_reversible.ReversibleALF4`][] 0.1 to 0.6 times per unit of `a T`
+    contracts, [`diffrax_reversible.ReversibleALF4`][] 0.1 to 0.4 times per unit of `a T`
     and a coupled solver about once; and the state before each restart is kept, from which
     the sweep goes on. If there are more restarts than room for them, the error says how
     much it takes. What room is left goes to states in between, which cut the loss of

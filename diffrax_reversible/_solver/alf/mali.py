@@ -153,7 +153,7 @@ class ALF(AbstractUpdateSolver):
         restart = None
         if not is_sde(terms):
             remember = lambda difference: (difference, h)
-            restart = Restart(difference_of_copies, self.restart, None, remember)
+            restart = Restart(difference_of_copies, self.restart, memory=remember)
         return Step(updates, error, dense_info, restart)
 
 

@@ -40,7 +40,7 @@ class ALFComposition(AbstractALFComposition):
         error_weights: Sequence[int | float] | None = None,
         error_order: int | None = None,
         interpolant: Sequence[Sequence[int | float]] | None = None,
-        restart: float | None = 0.45,
+        restart: float | None = 0.2,
         grid: float | None = None,
         interpolation: Literal["stages", "hermite"] | None = None,
     ):

@@ -162,7 +162,7 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
         solver: AbstractSolver,
         coupling_parameter: float = 0.999,
         *,
-        restart: float | None = 0.03,
+        restart: float | None = 0.05,
     ):
         kind, name = type(solver), type(solver).__name__
         if issubclass(
@@ -273,9 +273,9 @@ Reversible.__init__.__doc__ = r"""**Arguments:**
     with $e$ the error estimate and $p$ its order. `None`: never; then
     [`diffrax_reversible.ReversibleAdjoint`][] raises if the solution came to be wrong.
     With the default and `Tsit5` the number of steps, and the error, were those of `Tsit5`
-    itself on our test problems. At tolerances of 1e-3, 1e-6 and 1e-9 there were 160, 221
-    and 104 restarts in 210, 573 and 1906 steps of van der Pol's oscillator with mu = 5 to
-    T = 40, and 37, 37 and 23 in 64, 217 and 743 of a relaxation of rate 1 to T = 40.
-    Where they are loose, the two copies differ by as much as the error of a step in the
-    first step already.
+    itself on our test problems. At tolerances of 1e-3, 1e-6 and 1e-9 there were 160, 241
+    and 114 restarts in 210, 581 and 1910 steps of van der Pol's oscillator with mu = 5 to
+    T = 40, 39, 37 and 25 in 64, 218 and 743 of a relaxation of rate 1 to T = 40, and 153,
+    37 and 24 in 178, 650 and 2476 of a pendulum to T = 200. Where tolerances are loose,
+    the two copies differ by as much as the error of a step after one step already.
 """

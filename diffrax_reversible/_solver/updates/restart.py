@@ -25,6 +25,7 @@ class RestartState(eqx.Module):
     - `due`: whether the two copies differ by more than the error estimate allows, so that
         the next step starts with a restart. Whether they ever have, if none does.
     - `largest`: how large their difference, and the solution, have been at most.
+    - `first`: how large their difference was after the first step since the last restart.
     - `memory`: what of the last step the solver needs to tell.
     - `restarts`: `False` if the solver is only watched.
     """
@@ -32,6 +33,7 @@ class RestartState(eqx.Module):
     copy: PyTree
     due: BoolScalarLike
     largest: tuple[RealScalarLike, RealScalarLike]
+    first: RealScalarLike
     memory: PyTree = None
     restarts: bool = eqx.field(static=True, default=True)
 
@@ -45,7 +47,9 @@ class RestartState(eqx.Module):
         """That of a solver with this copy. `ratio`: `None` if it is only watched."""
         size = lax.stop_gradient(norm(y))
         largest = (jnp.zeros_like(size), size)
-        return RestartState(copy, jnp.array(False), largest, memory, ratio is not None)
+        no = jnp.array(False)
+        first = jnp.zeros_like(size)
+        return RestartState(copy, no, largest, first, memory, ratio is not None)
 
 
 def copy_of(solver_state: PyTree) -> PyTree:
@@ -89,18 +93,25 @@ def test_for_restart(
     memory = where(~jnp.asarray(old.restarted), old.memory, 0)
     difference = restart.difference(state1, sums, memory)
     difference = lax.stop_gradient(difference)
-    largest = (norm(difference), norm(y1))
+    size, first = norm(difference), lax.stop_gradient(old.first)
+    is_first = jnp.asarray(old.restarted) | (first == 0)
+    first = jnp.where(is_first, size, first)
+    largest = (size, norm(y1))
     largest = jtu.tree_map(jnp.maximum, lax.stop_gradient(old.largest), largest)
     due = jnp.array(False)
     if error is not None:
         ratio = 1.0 if restart.ratio is None else restart.ratio
+        if restart.has_floor:
+            ratio = jnp.where(size < 3 * first, 4 * ratio, ratio)
         due = _exceeds(difference, error, y1, ratio, restart.order)
         due = due if old.restarts else old.due | due
     memory = lax.stop_gradient(restart.memory(sums))
-    return RestartState(state1.solver_state, due, largest, memory, old.restarts)
+    return RestartState(state1.solver_state, due, largest, first, memory, old.restarts)
 
 
-def _exceeds(difference: Y, error: Y, y: Y, ratio: float, order) -> BoolScalarLike:
+def _exceeds(
+    difference: Y, error: Y, y: Y, ratio: RealScalarLike, order
+) -> BoolScalarLike:
     """Whether `difference` exceeds a multiple of `atol + rtol * abs(y)` anywhere, with
     the smallest tolerances that `error` meets: so that what is small beside the rest of
     the solution keeps its own digits. See `Restart` for the multiple."""
@@ -110,8 +121,9 @@ def _exceeds(difference: Y, error: Y, y: Y, ratio: float, order) -> BoolScalarLi
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y))
     rtol = jnp.maximum(norm(error) / jnp.where(size == 0, 1, size), eps)
     relative = lambda x: rtol.astype(x.dtype) * x
-    factor = ratio * (1 if order is None else rtol ** (-1 / order))
-    factor = jnp.asarray(factor, rtol.dtype)
+    factor = jnp.asarray(ratio, rtol.dtype)
+    if order is not None:
+        factor = factor * rtol ** (-1 / order)
     excess = lambda e, x: jnp.maximum(e - relative(x), 0)
     atol = norm(jtu.tree_map(excess, error, y))
 

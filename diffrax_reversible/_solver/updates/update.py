@@ -123,12 +123,16 @@ class Restart(NamedTuple):
         itself, if the vector field has the Lipschitz constant `a`, and that is what the
         factor is, too. `None`: never.
     - `order`: that of the error estimate. `None`: without that factor.
+    - `has_floor`: whether the difference is estimated, and the estimate is not zero where
+        there is none: four times as much is then allowed as long as it has not grown
+        threefold since the last restart.
     - `memory`: makes the memory of the sums. Defaults to none.
     """
 
     difference: Callable[[State, PyTree, PyTree], Y]
     ratio: float | None
     order: RealScalarLike | None = None
+    has_floor: bool = False
     memory: Callable[[PyTree], PyTree] = lambda _: None
 
 

@@ -2,6 +2,7 @@
 what is said where there is no room, or where they must not restart."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -110,9 +111,7 @@ class _Restarts(diffrax.AbstractAdaptiveSolver):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         solver_state, count = solver_state
         due = solver_state.due | self.always
-        solver_state = type(solver_state)(
-            solver_state.copy, due, solver_state.largest, solver_state.memory
-        )
+        solver_state = eqx.tree_at(lambda s: s.due, solver_state, due)
         y1, error, dense_info, new, result = self.solver.step(
             terms, t0, t1, y0, args, solver_state, made_jump
         )
