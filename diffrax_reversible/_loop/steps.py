@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from diffrax import AbstractStepSizeController, ConstantStepSize, StepTo
 from jaxtyping import PyTree
 
-from .._controller import ReplayedSteps, StepRecord
+from .._controller import ReplayedSteps
 from .._types import BoolScalarLike, IntScalarLike, RealScalarLike
 from .moving_steps import follow, moving_node
+from .record import TimeRecord
 from .state import constant_steps, follow_span, Span
 
 
@@ -31,7 +32,7 @@ class Steps(eqx.Module):
     count: IntScalarLike
     t_end: RealScalarLike
     starts_with_jump: BoolScalarLike
-    record: StepRecord | None
+    record: TimeRecord | None
 
     def interval(
         self, index: IntScalarLike, span: Span
@@ -49,7 +50,7 @@ class Steps(eqx.Module):
             end = jnp.where(index == self.count - 1, self.t_end, end)
         else:
             assert self.record is not None
-            start, end = self.record.intervals[index]
+            start, end = self.record.interval(index)
         start = moving_node(start, span.t0, span.t1)
         return start, moving_node(end, span.t0, span.t1)
 

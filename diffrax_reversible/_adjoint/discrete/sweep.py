@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ..._autodiff.batch import Batch
+from ..._autodiff.report import is_trusted
 from ..._autodiff.sweep import AbstractSweep, Inputs, Residuals
-from ..._controller import StepRecord
 from ..._loop.problem import join, Parameters, Problem, run
+from ..._loop.record import TimeRecord
 from ..._loop.state import (
     buffers,
     controller_state,
@@ -43,14 +44,14 @@ class Memory(eqx.Module):
     - `states`: what the adjoint method keeps of the states.
     """
 
-    record: StepRecord | None
+    record: TimeRecord | None
     states: Any
 
     @property
     def buffers(self) -> list:
         nodes = [] if self.states is None else list(self.states.buffers)
         if self.record is not None:
-            nodes += [self.record.intervals, self.record.made_jump]
+            nodes += self.record.buffers
         return nodes
 
 
@@ -102,7 +103,6 @@ class AbstractStepSweep(AbstractSweep):
     - `name`: of the adjoint method, for errors.
     - `capacity`: how many steps there is room for; `None` if this is not known.
     - `throw`: whether to raise where there is not enough room.
-    - `keeps_every_state`: whether the states of all steps are kept.
     """
 
     loop: Callable
@@ -110,9 +110,6 @@ class AbstractStepSweep(AbstractSweep):
     name: str
     capacity: int | None
     throw: bool
-
-    # Annotated only: a class variable of the subclass.
-    keeps_every_state: ClassVar[bool]
 
     @property
     def refusal(self):
@@ -187,7 +184,7 @@ class AbstractStepSweep(AbstractSweep):
 
     def evaluate_with_memory(self, inputs: Inputs) -> tuple[Any, Memory | None]:
         problem = join(inputs, self.static)
-        if self.capacity is None and self._needs_capacity(problem):
+        if self._lacks_capacity(problem):
             # Forward mode does without. Reverse mode is refused in `start`.
             return self.evaluate(inputs), None
         return self.run_with_memory(problem)
@@ -205,14 +202,13 @@ class AbstractStepSweep(AbstractSweep):
             )
             t0, _, _ = next_step(problem.state)
             assert self.capacity is not None
-            record = StepRecord.empty(self.capacity, jnp.result_type(t0), jumps)
+            record = TimeRecord.empty(self.capacity, t0, jumps)
 
         def keep(memory, before, after):
             states = self.keep_states(memory.states, problem, before, after)
             if memory.record is None:
                 return Memory(None, states)
-            index, (room, _) = num_accepted(before), memory.record.intervals.shape
-            accepted = (num_accepted(after) > index) & (index < room)
+            accepted = num_accepted(after) > num_accepted(before)
             record = memory.record.keep(*next_step(before), accepted)
             return Memory(record, states)
 
@@ -223,10 +219,9 @@ class AbstractStepSweep(AbstractSweep):
         problem = join(residuals.inputs, self.static)
         return Solved(problem, residuals.outputs, residuals.memory)
 
-    def _needs_capacity(self, problem: Problem) -> bool:
-        return self.keeps_every_state or not knows_its_steps(
-            problem.stepsize_controller
-        )
+    def _lacks_capacity(self, problem: Problem) -> bool:
+        knows = knows_its_steps(problem.stepsize_controller)
+        return self.capacity is None and not knows
 
     def start(self, residuals: Residuals, cotangents: PyTree) -> Carry:
         if residuals.memory is None:
@@ -352,24 +347,35 @@ class AbstractStepSweep(AbstractSweep):
     ) -> tuple[PyTree, Array]:
         solved = self._solved(residuals)
         doubt = self.doubt(solved, carry)
-        max_steps, capacity = solved.problem.options["max_steps"], self.capacity
-        if capacity is not None and self._needs_capacity(solved.problem):
-            if max_steps is None or capacity < max_steps:
-                too_many = jnp.asarray(num_accepted(solved.final) > capacity)
-                doubt = doubt + self._check_capacity(too_many).astype(doubt.dtype)
+        record = solved.memory.record
+        if record is not None:
+            doubt = doubt + self._check_record(record).astype(doubt.dtype)
         _, _, *others = differentiated(cotangents)
         return (carry.cotangent_y, carry.cotangent_solver_state, *others), doubt
 
-    def _check_capacity(self, too_many: Array) -> Array:
-        """Zero, or NaN where there were more steps than room for them."""
-        if self.throw:
-            too_many = eqx.error_if(
-                too_many,
-                too_many,
-                f"More steps were accepted than `{self.name}(capacity={self.capacity})` "
-                "has room for. Pass a larger `capacity`.",
+    def _check_record(self, record: TimeRecord) -> Array:
+        """Zero, or NaN where the steps cannot be told from what was kept of them."""
+        action = "raise" if self.throw else "nan"
+
+        def no_room(element, number, capacity):
+            return (
+                f"The solve{element} accepted {int(number)} steps, and there is room for "
+                f"{int(capacity)}. Pass `adjoint={self.name}(capacity={int(number)})`, "
+                "or more."
             )
-        return jnp.where(too_many, jnp.nan, 0)
+
+        def gaps(element, *_):
+            return (
+                f"The solve{element} made a step that does not start where the one before "
+                "it ended, and its controller does not say that the vector field jumps. "
+                "Use `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+            )
+
+        number = jnp.asarray(record.count).astype(jnp.float32)
+        has_room = is_trusted(number, record.capacity, action, no_room)
+        missing = jnp.where(record.is_complete, 0, 1).astype(jnp.float32)
+        okay = has_room & is_trusted(missing, 0, action, gaps)
+        return jnp.where(okay, 0, jnp.nan)
 
 
 def _savers(problem: Problem, all_parameters, cotangents) -> list[Saver]:

@@ -1,7 +1,7 @@
 """The reverse sweep that reconstructs the states of a solve."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
@@ -75,8 +75,6 @@ class ReversibleSweep(AbstractStepSweep):
     slots: int | None
     rtol: float | None
     on_failure: Action
-
-    keeps_every_state: ClassVar[bool] = False
 
     def init_states(self, problem):
         state, checkpoints, slots = _state(problem.state), None, self.slots

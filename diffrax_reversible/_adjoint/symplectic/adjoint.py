@@ -61,13 +61,15 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     **Cost** of a gradient, with a solver of `s` stages (not counting the last one of a
     solver like [`diffrax.Tsit5`][], which is the first of the next step): per accepted
     step `s` evaluations of the vector field to find the stages again, and another `s`
-    together with their vector-Jacobian products. Memory: the states at the starts of all
-    steps, with room for `capacity`; twice the stages of one step; and what one evaluation
-    of the vector field keeps to be pulled back. With `store_stages` the first `s`
-    evaluations are not needed, and memory is that of `s + 1` (or `s + 3` where the solver
-    has the first stage from the step before) states per step. With `checkpoints=K`
-    there are `s` evaluations more per step; memory is that of `K` states and of at most
-    `2 * capacity / K` more.
+    together with their vector-Jacobian products. Memory: the states at the starts of up
+    to `K = checkpoints` steps; twice the stages of one step; what one evaluation of the
+    vector field keeps to be pulled back; and, for adaptive steps, two numbers per step,
+    with room for `capacity`. In a solve of more than `K` steps the states are thinned, and
+    the steps between two of them made again, for which there is room for up to `K` states
+    more: that costs `s` evaluations more per step for up to about `K * K` steps, and goes
+    on to grow with the number of steps beyond. With `store_stages` the first `s`
+    evaluations are not needed, and there are `s + 1` states (or `s + 3` where the solver
+    has the first stage from the step before) instead of each.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
     batch share are summed in every stage: memory and time are those of a solve with a
@@ -79,14 +81,14 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     **Raises:**
 
     - `ValueError` if the solver is not an explicit Runge-Kutta one, for Brownian motion
-        that cannot be looked up again, and where a solve with `max_steps=None` is
-        differentiated without `capacity`.
+        that cannot be looked up again, and where a solve with adaptive steps and
+        `max_steps=None` is differentiated without `capacity`.
     - `RuntimeError`, when it is traced, for derivatives with respect to parameters of
         the step-size controller, and for reverse mode over another derivative.
     - `NotImplementedError` for ordered effects in the vector field.
     - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
         `diffeqsolve(..., throw=False)`.
-    - `RuntimeError`, when a gradient is run, if more than `capacity` steps are
+    - `RuntimeError`, when a gradient is run, if more than `capacity` adaptive steps are
         accepted.
 
     ??? cite "Reference"
@@ -140,12 +142,13 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
 
 SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
 
-- `capacity`: How many accepted steps there is room for. `None`: the `max_steps` of the
-    solve, which may be far more than it takes: pass what it takes.
-- `store_stages`: Whether to keep the stages of all steps, too, instead of computing them
-    again. [`diffrax.Euler`][] has one, which nothing is computed from: for it this makes
-    no difference.
-- `checkpoints`: Of how many states to keep at most. They are thinned as the solve goes
-    on, and the steps between two of them are made again, all at once. `None`: every
-    state. About the square root of the number of steps needs least memory.
+- `checkpoints`: How many states to keep at most, for each element of a batch. The number
+    of steps, if there is memory for it, is fastest; about the square root of it needs
+    least memory. `None`: 64, or the square root of `max_steps` if that is more, so that
+    no step is made more than three times; 128 where `max_steps` is `None`.
+- `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
+    solve, which may be far more than it takes.
+- `store_stages`: Whether to keep the stages with each state, too, instead of computing
+    them again. [`diffrax.Euler`][] has one, which nothing is computed from: for it this
+    makes no difference.
 """

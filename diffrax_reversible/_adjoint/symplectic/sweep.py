@@ -1,7 +1,7 @@
 """The reverse sweep over steps whose starts are kept."""
 
 import dataclasses
-from typing import ClassVar
+import math
 
 import equinox as eqx
 import jax
@@ -33,7 +33,7 @@ class Start(eqx.Module):
 
 
 class Segment(eqx.Module):
-    """The steps between two checkpoints, made again.
+    """Steps between two kept ones, made again.
 
     - `before`: the number of steps before the first of them.
     """
@@ -42,20 +42,27 @@ class Segment(eqx.Module):
     before: IntScalarLike
 
 
-def largest_stride(slots: int, capacity: int) -> int:
-    """How far apart `slots` checkpoints of `capacity` steps come to lie."""
+def largest_stride(slots: int, max_steps: int) -> int:
+    """How far apart the kept ones of so many starts come to lie."""
     stride = 1
     # As `Checkpoints.keep` doubles it when there is no room for one more.
-    while (slots + 1) * stride <= capacity:
+    while (slots + 1) * stride <= max_steps:
         stride *= 2
     return stride
+
+
+# The states that are kept by default, unless the square root of `max_steps` is more.
+default_slots = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SymplecticSweep(AbstractStepSweep):
     """Every step is pulled back stage by stage, from its start.
 
-    - `slots`: for checkpoints; `None`: every start is kept.
+    The starts of every `stride`-th step are kept, and the steps in between made again,
+    as many as there are slots at a time.
+
+    - `slots`: for starts; `None`: the default.
     - `store_stages`: whether stages are kept, too.
     - `passed_solver_state`: whether what the solver has cached at the start of the solve
         is to be used.
@@ -65,53 +72,46 @@ class SymplecticSweep(AbstractStepSweep):
     store_stages: bool
     passed_solver_state: bool
 
-    keeps_every_state: ClassVar[bool] = True
-
     def _start(self, y: Y, solver_state: PyTree, k: PyTree) -> Start:
         if not self.store_stages:
             return Start(y, None)
         f0 = None if solver_state is None else solver_state[1]
         return Start(y, Stages(k, f0))
 
-    def _no_starts(self, problem: Problem, length: int) -> EveryState:
-        """Room for so many."""
+    def _no_start(self, problem: Problem) -> Start:
         y, solver_state, *_ = differentiated(problem.state)
         k = None
         if self.store_stages:
             k = no_stages(type(problem.parameters.solver), y)
-        return EveryState.empty(length, self._start(y, solver_state, k))
+        return self._start(y, solver_state, k)
 
-    @property
-    def _stages_in_loop(self) -> bool:
-        return self.store_stages and self.slots is None
+    def _number_of_slots(self, problem: Problem) -> int:
+        max_steps = problem.options["max_steps"]
+        if self.slots is not None:
+            return self.slots
+        if max_steps is None:
+            return 2 * default_slots
+        return min(max(default_slots, math.isqrt(max_steps)), max_steps)
 
     def init_states(self, problem):
-        if self.slots is not None:
-            y, *_ = differentiated(problem.state)
-            return Checkpoints.empty(self.slots, y)
-        assert self.capacity is not None
-        if self._stages_in_loop:
+        slots = self._number_of_slots(problem)
+        if self.store_stages:
             problem = _without_stages(problem)
-        return self._no_starts(problem, self.capacity)
+        return Checkpoints.empty(slots, self._no_start(problem))
 
     def keep_states(self, states, problem, before, after):
         del problem
-        index, number = num_accepted(before), num_accepted(after)
-        accepted = number > index
-        y1, solver_state1, *_ = differentiated(after)
-        if self.slots is not None:
-            return states.keep(number, y1, accepted)
-        assert self.capacity is not None
-        y0, solver_state0, *_ = differentiated(before)
+        number = num_accepted(after)
+        y, solver_state, *_ = differentiated(before)
         k = None
-        if self._stages_in_loop:
-            solver_state0, _ = solver_state0
-            _, k = solver_state1
-        start = self._start(y0, solver_state0, k)
-        return states.keep(index, start, accepted & (index < self.capacity))
+        if self.store_stages:
+            solver_state, _ = solver_state
+            _, (_, k), *_ = differentiated(after)
+        start = self._start(y, solver_state, k)
+        return states.keep(number, start, number > num_accepted(before))
 
     def evaluate_with_memory(self, inputs):
-        if not self._stages_in_loop or self.capacity is None:
+        if not self.store_stages or self._lacks_capacity(join(inputs, self.static)):
             return super().evaluate_with_memory(inputs)
         problem = join(inputs, self.static)
         _, solver_state, *_ = differentiated(problem.state)
@@ -130,22 +130,19 @@ class SymplecticSweep(AbstractStepSweep):
 
     def init_carry(self, solved):
         y, solver_state, *_ = differentiated(solved.final)
-        segment = None
-        if self.slots is not None:
-            assert self.capacity is not None
-            length = largest_stride(self.slots, self.capacity)
-            starts = self._no_starts(solved.problem, length)
-            segment = Segment(starts, num_accepted(solved.final))
-        return (y, solver_state), segment
+        length = self._number_of_slots(solved.problem)
+        max_steps = solved.problem.options["max_steps"]
+        if max_steps is not None:
+            length = min(length, largest_stride(length, max_steps))
+        starts = EveryState.empty(length, self._no_start(solved.problem))
+        return (y, solver_state), Segment(starts, num_accepted(solved.final))
 
     def reversal(self, solved, carry, step, batch):
-        problem, segment = solved.problem, carry.extra
+        problem, kept = solved.problem, solved.memory.states
         index = step.number - 1
-        if segment is None:
-            start = solved.memory.states.find(index)
-        else:
-            segment = self._enter(solved, segment, step, batch)
-            start = segment.starts.find(index - segment.before)
+        found, start = kept.find(step.number)
+        segment = self._enter(solved, carry.extra, step, found, batch)
+        start = where(found, start, segment.starts.find(index - segment.before))
         y0, solver_state, *_ = differentiated(problem.state)
         # Zero times something that is not finite must not be added up.
         finite = jnp.isfinite(norm(lax.stop_gradient(start)))
@@ -170,18 +167,24 @@ class SymplecticSweep(AbstractStepSweep):
         )
         return reversal, segment
 
-    def _enter(self, solved: Solved, segment, step, batch) -> Segment:
-        """The segment that `step` is in: made again from the checkpoint before it, where
-        the sweep comes to its last step."""
-        problem, checkpoints = solved.problem, solved.memory.states
-        parameters, steps = problem.parameters, solved.steps
+    def _enter(self, solved: Solved, segment: Segment, step, found, batch) -> Segment:
+        """The segment that `step` is in, unless its start has been `found`: made again
+        from the last kept start before it, where the sweep comes to its last step."""
+        problem, kept, steps = solved.problem, solved.memory.states, solved.steps
+        parameters, span = problem.parameters, problem.parameters.span
         y0, solver_state0, *_ = differentiated(problem.state)
-        last = step.number - 1
-        due = step.active & (last < segment.before)
+        index = step.number - 1
+        due = step.active & ~found & (index < segment.before)
+        last_kept = step.number - step.number % kept.stride
+        first = jnp.maximum(last_kept - 1, 0)
+        length = len(jtu.tree_leaves(segment.starts.entries)[0])
+        before = jnp.maximum(first, index - length + 1)
+        # Without stages the last step need not be made.
+        end = index + 1 if self.store_stages else index
 
         def make(loop):
             _, i, y, solver_state, starts = loop
-            t0, t1 = steps.interval(i, parameters.span)
+            t0, t1 = steps.interval(i, span)
             y1, _, dense_info, solver_state1, _ = parameters.solver.step(
                 parameters.terms,
                 t0,
@@ -192,21 +195,28 @@ class SymplecticSweep(AbstractStepSweep):
                 steps.made_jump(i),
             )
             start = self._start(y, solver_state, dense_info.get("k"))
-            starts = starts.keep(i - before, start, due & (i <= last))
-            return go_on(i + 1), i + 1, y1, solver_state1, starts
+            go_on = due & (i < end)
+            starts = starts.keep(i - before, start, go_on & (i >= before))
+            y = where(go_on, y1, y)
+            return batch.any(due & (i + 1 < end)), i + 1, y, solver_state1, starts
 
         def remake():
-            found, y = checkpoints.find(before)
-            y, solver_state = where(found, y, y0), solver_state0
+            _, start = kept.find(last_kept)
+            y, solver_state = where(last_kept > 0, start.y, y0), solver_state0
             if solver_state is not None:
+                t0, _ = steps.interval(first, span)
                 first_step, f0 = solver_state
-                solver_state = (first_step | (before > 0), f0)
-            loop = (go_on(before), before, y, solver_state, segment.starts)
-            *_, starts = lax.while_loop(lambda loop: loop[0], make, loop)
+                f = parameters.terms.vf(t0, y, parameters.args)
+                f0 = where(last_kept > 1, f, f0)
+                solver_state = (first_step & (last_kept <= 1), f0)
+            loop = (batch.any(due & (first < end)), first, y, solver_state)
+            *_, y, _, starts = lax.while_loop(
+                lambda loop: loop[0], make, (*loop, segment.starts)
+            )
+            if not self.store_stages:
+                starts = starts.keep(index - before, Start(y, None), due)
             return Segment(starts, jnp.where(due, before, segment.before))
 
-        before = last - last % checkpoints.stride
-        go_on = lambda i: batch.any(due & (i <= last))
         return lax.cond(batch.any(due), remake, lambda: segment)
 
     def at_start(self, solved, carry, step, end, batch):

@@ -11,7 +11,7 @@ import pytest
 from diffrax_reversible import SymplecticAdjoint
 from diffrax_reversible._adjoint.symplectic.sweep import largest_stride
 
-from ...helpers import constant, jit, Stepping
+from ...helpers import constant, jit, Stepping, tree_difference
 from ...measure import Counter, fastest, mlp, temp_memory
 
 
@@ -69,7 +69,7 @@ def test_evaluations(solver, stages, fsal, stepping, store_stages):
             stepsize_controller=stepping.controller,
             saveat=diffrax.SaveAt(ts=jnp.linspace(0, 1.5, 7), dense=True),
             max_steps=stepping.max_steps,
-            adjoint=SymplecticAdjoint(store_stages=store_stages),
+            adjoint=SymplecticAdjoint(store_stages=store_stages, checkpoints=256),
         )
         loss = jnp.sum(solution.ys) + jnp.sum(solution.evaluate(0.77))
         return loss, [solution.stats[f"num_{x}steps"] for x in ("", "accepted_")]
@@ -150,9 +150,13 @@ def test_memory(solver, steps):
     state = _batch * _size * 4
     stages = len(solver.tableau.b_sol)
     expected = {
-        SymplecticAdjoint(): steps * state + 2 * stages * state + once,
-        SymplecticAdjoint(store_stages=True): steps * (1 + stages) * state
+        SymplecticAdjoint(checkpoints=steps): (1 + steps + 2 * stages) * state + once,
+        SymplecticAdjoint(checkpoints=steps, store_stages=True): (1 + steps)
+        * (1 + stages)
+        * state
         + stages * state
+        + once,
+        SymplecticAdjoint(): (64 + largest_stride(64, steps) + 2 * stages) * state
         + once,
         SymplecticAdjoint(checkpoints=8): (8 + largest_stride(8, steps)) * state
         + 2 * stages * state
@@ -162,6 +166,32 @@ def test_memory(solver, steps):
         found = _memory(adjoint, solver, steps)
         print(f"{type(solver).__name__}, {adjoint}: {found} bytes, expected {memory}")
         assert abs(found - memory) < 0.15 * memory
+
+
+def test_max_steps_costs_nothing():
+    """Nor does it run out of room: thinned, or with steps made again many times."""
+    few, many = (_memory(SymplecticAdjoint(), diffrax.Heun(), n) for n in (4096, 10**6))
+    print(f"temp memory: {few} bytes with room for 4096 steps, {many} for a million")
+    assert many < 20 * few
+
+    def loss(y0, adjoint, max_steps):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: jnp.sin(y + t)),
+            *(diffrax.Bosh3(), 0.0, 5.0, 0.01, y0),
+            max_steps=max_steps,
+            adjoint=adjoint,
+        )
+        return jnp.sum(solution.ys**2)
+
+    y0 = jnp.array([0.3, 0.9])
+    grad = lambda *x: jit(jax.grad(lambda y0: loss(y0, *x)))(y0)
+    true = grad(diffrax.RecursiveCheckpointAdjoint(), 512)
+    for adjoint in (
+        SymplecticAdjoint(),
+        SymplecticAdjoint(checkpoints=5),
+        SymplecticAdjoint(checkpoints=5, store_stages=True),
+    ):
+        assert tree_difference(grad(adjoint, None), true) < 1e-13
 
 
 @pytest.mark.slow
@@ -203,7 +233,7 @@ def _many(dtype=jnp.float32):
 
 def test_memory_of_vmapped_gradient():
     args = _many()
-    adjoint = SymplecticAdjoint()
+    adjoint = SymplecticAdjoint(checkpoints=100)
     vmapped = temp_memory(_batch_gradient(adjoint, True), *args)
     batched = temp_memory(_batch_gradient(adjoint, False), *args)
     states = 100 * args[0].nbytes
