@@ -6,11 +6,13 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from diffrax import AbstractSolver
 from jaxtyping import PyTree
 
 from .._compat import ω
 from .._solver.runge_kutta.tableau import full_tableau_of
+from .._solver.updates.repeat import is_small
 from .._tree import add, combine, outer, where
 from .._types import BoolScalarLike, Y
 from .base import AbstractReversal
@@ -114,7 +116,14 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
         stages = Stages(no_stages(self.kind, self.y0), f0)
         last = len(a) - 1
         number = max(last, 1) if self._has_cache else last
-        return lax.fori_loop(0, number, stage, stages) if number > 0 else stages
+        if number == 0:
+            return stages
+        return lax.fori_loop(0, number, stage, stages, unroll=self._unrolls(step))
+
+    def _unrolls(self, step) -> bool:
+        """Whether loops over stages are unrolled."""
+        evaluate = lambda y: self._evaluate(step, 0, y, step.parameters)
+        return is_small(evaluate, self.y0)
 
     def pull_back(self, step, end, cotangent, batch, total):
         del end
@@ -130,8 +139,8 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
             _, cotangent_f1 = cotangent.solver_state
         at = lambda xs, i: jtu.tree_map(lambda x: x[i], xs)
 
-        def stage(loop):
-            i, cotangent_k, cotangent_y0, total = loop
+        def stage(loop, i):
+            cotangent_k, cotangent_y0, total = loop
             cotangent = at(cotangent_k, i)
             if self._has_cache:
                 # The first stage, if it has been evaluated in the step before.
@@ -144,15 +153,21 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
                 total,
             )
             cotangent_k = add(cotangent_k, outer(a[i], cotangent_point))
-            return i - 1, cotangent_k, add(cotangent_y0, cotangent_point), total
+            return (cotangent_k, add(cotangent_y0, cotangent_point), total), None
 
-        first = 0
-        if self._has_cache:
-            first = jnp.where(batch.any(self.evaluates_first), 0, 1)
-        loop = (jnp.array(last), cotangent_k, cotangent_y0, total)
-        _, cotangent_k, cotangent_y0, total = lax.while_loop(
-            lambda loop: loop[0] >= first, stage, loop
+        loop = (cotangent_k, cotangent_y0, total)
+        later = np.arange(1 if self._has_cache else 0, last + 1)
+        loop, _ = lax.scan(
+            stage, loop, later, reverse=True, unroll=self._unrolls(step) or 1
         )
+        if self._has_cache:
+            # A loop of at most one turn, which unlike `lax.cond` copies nothing.
+            _, loop = lax.while_loop(
+                lambda loop: loop[0],
+                lambda loop: (jnp.array(False), stage(loop[1], 0)[0]),
+                (jnp.asarray(batch.any(self.evaluates_first)), loop),
+            )
+        cotangent_k, cotangent_y0, total = loop
         cotangent_solver_state = cotangent.solver_state
         if self._has_cache:
             evaluates = jnp.asarray(self.evaluates_first)

@@ -1,6 +1,5 @@
 """States of a solve that are kept for its reverse sweep: some of them, or all."""
 
-import functools as ft
 from typing import Any, cast
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ..._compat import buffer_at_set, MaybeBuffer, unvmap_any
+from ..._tree import where
 from ..._types import BoolScalarLike, IntScalarLike
 
 
@@ -53,52 +53,71 @@ class Checkpoints(eqx.Module):
         `restart`: whether a restart is to follow."""
         restart = accepted & jnp.asarray(restart)
         due = accepted & (number % self.stride == 0) | restart
-        # Most states are not kept, and then there is nothing to look for.
-        find = ft.partial(self._find_slot, number, accepted, restart)
-        nothing = lambda: (jnp.zeros_like(jnp.argmax(self.numbers)), due, self._index)
-        slot, due, index = lax.cond(unvmap_any(due), find, nothing)
-        states = jtu.tree_map(
-            lambda x, xs: buffer_at_set(xs, slot, x, pred=cast(Any, due)),
-            state,
-            self.states,
+        # As long as there is room every state has a place of its own.
+        place = self._place(number)
+        is_free = (number <= self.slots) & (self.numbers[place] == 0)
+        is_free = is_free & (self.stride == 1)
+        straight = (place, due, self.stride)
+
+        def search():
+            return where(is_free, straight, self._search(number, accepted, restart))
+
+        any_search = unvmap_any(due & ~is_free)
+        slot, due, stride = lax.cond(any_search, search, lambda: straight)
+        write = lambda x, xs: buffer_at_set(xs, slot, x, pred=cast(Any, due))
+        set_ = lambda xs, x: xs.at[slot].set(jnp.where(due, x, xs[slot]))
+        return Checkpoints(
+            jtu.tree_map(write, state, self.states),
+            set_(self.numbers, number),
+            stride,
+            set_(self.is_restart, restart),
+            self.restarts + jnp.where(restart, 1, 0),
         )
-        return Checkpoints(states, *index)
 
     @property
-    def _index(self) -> tuple:
-        return self.numbers, self.stride, self.is_restart, self.restarts
+    def slots(self) -> int:
+        return len(self.numbers)
 
-    def _find_slot(self, number, accepted, restart):
-        """A slot, whether it is to be written to, and the new index."""
-        free, due = self._free(self.stride), accepted & (number % self.stride == 0)
+    def _place(self, number: IntScalarLike) -> Array:
+        """Where the state after step `number` is, unless there are more than slots."""
+        return jnp.clip(jnp.asarray(number) - 1, 0, self.slots - 1)
+
+    def _search(self, number, accepted, restart):
+        """A slot, whether it is to be written to, and the new stride."""
+        due, free = accepted & (number % self.stride == 0), self._free(self.stride)
         full = (due | restart) & ~jnp.any(free)
         stride = jnp.where(full, 2 * self.stride, self.stride)
         free = self._free(stride)
         due = accepted & (number % stride == 0) & jnp.any(free)
         due = due | (restart & ~jnp.all(self.is_restart))
         slot = jnp.argmax(jnp.where(jnp.any(free), free, ~self.is_restart))
-        here = due & (jnp.arange(len(self.numbers)) == slot)
-        numbers = jnp.where(here, number, self.numbers)
-        is_restart = self.is_restart | (here & restart)
-        restarts = self.restarts + jnp.where(restart, 1, 0)
-        return slot, due, (numbers, stride, is_restart, restarts)
+        return slot.astype(self._place(number).dtype), due, stride
 
     def _free(self, stride: IntScalarLike) -> Bool[Array, " slots"]:
         """The slots that are empty, or make room."""
         return ~self.is_restart & ((self.numbers == 0) | (self.numbers % stride != 0))
 
-    def _has(self, number: IntScalarLike) -> Bool[Array, " slots"]:
-        return (self.numbers == number) & (self.numbers > 0)
+    def _slot_of(self, number: IntScalarLike) -> tuple[BoolScalarLike, IntScalarLike]:
+        """Whether the state after step `number` was kept, and where."""
+        place = self._place(number)
+        in_place = self.numbers[place] == number
 
-    def find(self, number: IntScalarLike) -> tuple[Bool[Array, ""], PyTree[Array]]:
+        def search():
+            slot = jnp.argmax(self.numbers == number).astype(place.dtype)
+            return jnp.where(in_place, place, slot)
+
+        slot = lax.cond(unvmap_any(~in_place), search, lambda: place)
+        return (self.numbers[slot] == number) & (number > 0), slot
+
+    def find(self, number: IntScalarLike) -> tuple[BoolScalarLike, PyTree[Array]]:
         """Whether the state after step `number` was kept, and that state."""
-        same = self._has(number)
-        slot = jnp.argmax(same)
-        return jnp.any(same), jtu.tree_map(lambda xs: xs[slot], self.states)
+        found, slot = self._slot_of(number)
+        return found, jtu.tree_map(lambda xs: xs[slot], self.states)
 
-    def is_before_restart(self, number: IntScalarLike) -> Bool[Array, ""]:
+    def is_before_restart(self, number: IntScalarLike) -> BoolScalarLike:
         """Whether a restart followed step `number`."""
-        return jnp.any(self._has(number) & self.is_restart)
+        found, slot = self._slot_of(number)
+        return found & self.is_restart[slot]
 
 
 class EveryState(eqx.Module):

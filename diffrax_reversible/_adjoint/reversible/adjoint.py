@@ -55,7 +55,7 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
     step is undone for each step with a save time where `SaveAt(ts=..., fn=...)` has an
     `fn` of its own, or where times are differentiated. Memory: that of one evaluation
     of the vector field, whatever the number of steps; the sizes of the components of
-    solution and solver state; the kept states; and, for adaptive steps, two numbers per
+    solution and solver state; the kept states; and, for adaptive steps, one number per
     step, with room for `capacity`. Where nobody differentiates, nothing is kept.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the

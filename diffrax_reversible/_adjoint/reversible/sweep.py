@@ -193,13 +193,14 @@ class ReversibleSweep(AbstractStepSweep):
             self._loss(solved, t0, carry.end, known, was_restart), t0
         )
         matters = lax.stop_gradient(carry.size) != 0
-        right = is_solution(self.on_failure, *_differences(states, *final), matters)
-        has_room = jnp.array(True)
-        if states.checkpoints is not None:
-            number, slots = states.checkpoints.restarts, len(states.checkpoints.numbers)
-            has_room = has_room_for(self.on_failure, number, slots, matters & right)
         # One error is enough.
-        fine = right & has_room
+        fine, difference = jnp.array(True), _difference(states, final)
+        if difference is not None:
+            fine = is_solution(self.on_failure, *difference, matters)
+        if first is not False:
+            assert states.checkpoints is not None
+            number, slots = states.checkpoints.restarts, len(states.checkpoints.numbers)
+            fine = fine & has_room_for(self.on_failure, number, slots, matters & fine)
         loss = Loss(jnp.where(fine, loss.size, 0), loss.t)
         rtol = jnp.asarray(self._rtol(solved), loss.size.dtype)
         lost = doubt(self.on_failure, loss.size, carry.size, rtol, loss.t)
@@ -215,17 +216,15 @@ def _own_rtol(problem: Problem) -> float | None:
     return getattr(problem.parameters.solver, "reversal_rtol", None)
 
 
-def _differences(
-    states: States, y: PyTree, solver_state: PyTree
-) -> tuple[Array, Array]:
+def _difference(states: States, final: tuple) -> tuple[Array, Array] | None:
     """How large the difference of the two copies of the solution, and the solution,
-    have been at most."""
-    size = norm(lax.stop_gradient(states.sizes[0]))
+    have been at most; `None` if a solver restarts, or carries only one."""
+    _, solver_state = final
     if type(solver_state) is RestartState and not solver_state.restarts:
         return jtu.tree_map(jnp.asarray, lax.stop_gradient(solver_state.largest))
     if states.difference is None:
-        return jnp.zeros_like(size), size
-    return states.difference, size
+        return None
+    return states.difference, norm(lax.stop_gradient(states.sizes[0]))
 
 
 def _state(state: Any) -> tuple[PyTree, PyTree]:

@@ -63,7 +63,7 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     step `s` evaluations of the vector field to find the stages again, and another `s`
     together with their vector-Jacobian products. Memory: the states at the starts of up
     to `K = checkpoints` steps; twice the stages of one step; what one evaluation of the
-    vector field keeps to be pulled back; and, for adaptive steps, two numbers per step,
+    vector field keeps to be pulled back; and, for adaptive steps, one number per step,
     with room for `capacity`. In a solve of more than `K` steps the states are thinned, and
     the steps between two of them made again, for which there is room for up to `K` states
     more: that costs `s` evaluations more per step for up to about `K * K` steps, and goes

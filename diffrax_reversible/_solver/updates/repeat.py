@@ -54,6 +54,11 @@ def _work_of_equation(eqn) -> int | float:
     return each * sum(getattr(x.aval, "size", 1) for x in eqn.outvars)
 
 
+def is_small(fn: Callable, *args: Any) -> bool:
+    """Whether a loop costs `fn(*args)` more than it does itself."""
+    return _work(jax.make_jaxpr(fn)(*args).jaxpr) < _much_work
+
+
 def repeat(
     body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]],
     carry: PyTree,

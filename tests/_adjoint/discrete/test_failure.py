@@ -148,6 +148,7 @@ def test_throw(solver):
         ("Bosh3", SymplecticAdjoint()),
     ),
 )
+@pytest.mark.slow
 def test_one_of_a_batch(solver, ours):
     """The others have their gradients, the one that failed has that of its steps."""
     y0 = jnp.array([[0.2, 0.1], [0.9, 0.7], [0.0, 0.3]])

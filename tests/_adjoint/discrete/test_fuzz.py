@@ -309,6 +309,7 @@ def _run(seeds, share, settings, **options):
     assert sum(accepted) >= share * len(accepted)
 
 
+@pytest.mark.slow
 def test_few_structures():
     """The same in each run."""
     _run(range(1), 0.8, _settings(max_examples=30, derandomize=True))

@@ -178,6 +178,7 @@ def test_against_diffrax(solver, ours):
     check(jax.value_and_grad(f)(p, "unrolled"), true)
 
 
+@pytest.mark.slow
 def test_against_finite_differences():
     interval, stepping, saves = (0.3, 1.9), step_to, save_everything
     direction, p = normal_like(parameters(), 7), parameters()

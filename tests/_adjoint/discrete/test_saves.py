@@ -39,6 +39,7 @@ _METHODS = (
 
 @pytest.mark.parametrize("solver, ours", quick(_METHODS, "reversible"))
 @pytest.mark.parametrize("stepping", (step_to, pytest.param(clip, marks=_slow)))
+@_slow
 def test_times_on_nodes(solver, ours, stepping):
     """Save times at `t0`, at `t1`, on the ends of steps, and repeated."""
 

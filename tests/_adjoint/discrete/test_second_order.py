@@ -209,7 +209,9 @@ def _prey(differentiate, y0, direction, t1):
     return jax.jvp(jax.grad(final), (y0,), (direction,))[1]
 
 
-@pytest.mark.parametrize("differentiate", (False, True))
+@pytest.mark.parametrize(
+    "differentiate", (False, pytest.param(True, marks=pytest.mark.slow))
+)
 def test_no_silent_loss(differentiate):
     """In single precision the way back is good enough for a gradient, and then for its
     derivative, over shorter and shorter intervals. Both are right, or refused."""

@@ -191,6 +191,7 @@ def test_end_moves_with_the_vector_field(adaptive):
     assert tree_difference(by_t0, true) < 1e-6
 
 
+@pytest.mark.slow
 def test_with_an_event():
     """The end of the interval does not matter where an event ends the solve, which starts
     it later and makes other steps."""

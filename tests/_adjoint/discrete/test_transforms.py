@@ -212,6 +212,7 @@ def test_batched_intervals(stepping):
     assert leaf_differences(jit(jax.grad(f))(p), true) < 1e-10
 
 
+@pytest.mark.slow
 def test_inactive_elements():
     """Elements that are done early must neither be swept on to where the vector field
     is not defined nor touch the gradient."""

@@ -308,6 +308,7 @@ def _jumping(a, adjoint, jump_ts=None):
                           stepsize_controller=controller).ys)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_jumps():
     """Known, they end an interval; unknown, they are found out."""
     a, adjoint = jnp.array(1.3), InterpolatedAdjoint(14)
@@ -382,6 +383,7 @@ def test_components_have_scales_of_their_own():
     assert jnp.all(jnp.isfinite(grad(jnp.array([1.0, 40 * rounding]))))
 
 
+@pytest.mark.slow
 def test_failed_element_of_a_batch():
     """Adds zero to shared gradients where its cotangents are zero, and else NaN; whether it
     runs out of steps, starts at NaN, or meets it on its way."""

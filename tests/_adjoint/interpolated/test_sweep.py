@@ -101,6 +101,7 @@ def _decay(x, adjoint, t1=3.0, **options):
     return diffrax.diffeqsolve(term, diffrax.Tsit5(), **options).ys[0]
 
 
+@pytest.mark.slow
 def test_error_falls_spectrally():
     """By the same factor for every further node, down to what is left by the solves."""
     numbers = (4, 7, 10, 20)
@@ -410,6 +411,7 @@ def test_forward_mode():
 @pytest.mark.parametrize(
     "quadrature", ("nodes", pytest.param(None, marks=pytest.mark.slow))
 )
+@pytest.mark.slow
 def test_second_derivative_where_the_gradient_is_zero(quadrature):
     """The adjoint is exactly zero, so that nothing but its tangent needs small steps: with
     the steps for zero the error is a fifth."""

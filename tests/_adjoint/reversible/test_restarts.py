@@ -290,6 +290,7 @@ def test_inside_of_another_solver():
         _gradients(_FRICTION, solver, 1e-3, [ReversibleAdjoint()])
 
 
+@pytest.mark.slow
 def test_continued_solve():
     """From a state in which a restart is due."""
     term = diffrax.ODETerm(lambda t, y, a: jnp.sin(a * y + t))
@@ -337,8 +338,6 @@ def test_no_room():
     assert 32 < number < 80
     (found,) = run(number)
     assert tree_difference(found, true) < 1e-3
-    with pytest.raises(Exception, match=f"restarted {number} times"):
-        run(number - 1)
 
 
 @pytest.mark.parametrize(
