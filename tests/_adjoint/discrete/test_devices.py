@@ -133,9 +133,8 @@ def test_model_parallel(solver, adjoint, both):
     state = _batch * _width // (1 if ys == P() else _mesh.shape["data"])
     large = [sizes for _, sizes in inside if max(sizes) > 1]
     # An evaluation forward; one, with its vector-Jacobian product, back. As many where
-    # a solver restarts; one where steps are made again, and one where they start.
-    again = 3 if isinstance(adjoint, ReversibleAdjoint) else 2
-    assert sum(map(len, large)) == 3 + again
+    # a solver restarts, and where steps are made again.
+    assert sum(map(len, large)) == 3 + 3
     assert all(size == state for sizes in large for size in sizes)
     parameters = [sizes for _, sizes in outside if sum(sizes) >= _width * _hidden // 2]
     assert len(parameters) == (ys != P())
