@@ -83,12 +83,13 @@ def _is_none(x) -> bool:
 def test_for_restart(
     restart: Restart,
     old: RestartState,
+    y0: Y,
     state1: State,
     sums: PyTree,
     y_error: Y | None,
 ) -> RestartState:
     """The solver state at the end of a step."""
-    y1, error = lax.stop_gradient((state1.y, y_error))
+    y0, y1, error = lax.stop_gradient((y0, state1.y, y_error))
     # Of the step before a restart nothing is left.
     memory = where(~jnp.asarray(old.restarted), old.memory, 0)
     difference = restart.difference(state1, sums, memory)
@@ -103,20 +104,21 @@ def test_for_restart(
         ratio = 1.0 if restart.ratio is None else restart.ratio
         if restart.has_floor:
             ratio = jnp.where(size < 3 * first, 4 * ratio, ratio)
-        due = _exceeds(difference, error, y1, ratio, restart.order)
+        due = _exceeds(difference, error, y0, y1, ratio, restart.order)
         due = due if old.restarts else old.due | due
     memory = lax.stop_gradient(restart.memory(sums))
     return RestartState(state1.solver_state, due, largest, first, memory, old.restarts)
 
 
 def _exceeds(
-    difference: Y, error: Y, y: Y, ratio: RealScalarLike, order
+    difference: Y, error: Y, y0: Y, y1: Y, ratio: RealScalarLike, order
 ) -> BoolScalarLike:
     """Whether `difference` exceeds a multiple of `atol + rtol * abs(y)` anywhere, with
     the smallest tolerances that `error` meets: so that what is small beside the rest of
-    the solution keeps its own digits. See `Restart` for the multiple."""
-    sizes = jtu.tree_map(jnp.abs, (difference, error, y))
-    difference, error, y = sizes
+    the solution keeps its own digits. See `Restart` for the multiple. What is no more
+    than accumulated rounding does not count."""
+    change = norm((y1**ω - y0**ω).ω)
+    difference, error, y = jtu.tree_map(jnp.abs, (difference, error, y1))
     size = norm(y)
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y))
     rtol = jnp.maximum(norm(error) / jnp.where(size == 0, 1, size), eps)
@@ -129,7 +131,8 @@ def _exceeds(
 
     def one(difference, x):
         allowed = factor.astype(x.dtype) * (atol.astype(x.dtype) + relative(x))
-        return jnp.any(difference > allowed)
+        rounding = jnp.asarray(100 * eps, x.dtype) * (x + change.astype(x.dtype))
+        return jnp.any(difference > jnp.maximum(allowed, rounding))
 
     exceeds = jtu.tree_leaves(jtu.tree_map(one, difference, y))
     return ft.reduce(jnp.logical_or, exceeds, jnp.array(False))

@@ -80,7 +80,9 @@ class AbstractUpdateSolver(AbstractReversibleSolver, AbstractAdaptiveSolver):
         new = state1.solver_state
         if type(solver_state) is RestartState:
             assert step.restart is not None
-            new = test_for_restart(step.restart, solver_state, state1, sums, y_error)
+            new = test_for_restart(
+                step.restart, solver_state, y0, state1, sums, y_error
+            )
         return state1.y, y_error, dense_info, new, RESULTS.successful
 
     def backward_step(self, terms, t0, t1, y1, args, ts_state, solver_state, made_jump):
