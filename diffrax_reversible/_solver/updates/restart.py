@@ -21,7 +21,13 @@ from .update import AbstractUpdate, Restart, State
 class RestartState(eqx.Module):
     """The solver state of a solver that restarts.
 
-    - `copy`: the second copy of the solution, or of the vector field.
+    `init` of a solver of one's own returns `RestartState.fresh(copy, y0, ratio)`, if its
+    steps have a [`diffrax_reversible.Restart`][]. Its updates see the copy alone, as
+    `State.solver_state`. Only the copy is differentiated.
+
+    Memory: the copy, the `memory`, and five numbers.
+
+    - `copy`: the second copy of the solution, or of the vector field; any pytree.
     - `due`: whether the two copies differ by more than the error estimate allows, so that
         the next step starts with a restart. Whether they ever have, if none does.
     - `largest`: how large their difference, and the solution, have been at most.
@@ -44,7 +50,15 @@ class RestartState(eqx.Module):
 
     @staticmethod
     def fresh(copy: PyTree, y: Y, ratio: float | None, memory: PyTree = None):
-        """That of a solver with this copy. `ratio`: `None` if it is only watched."""
+        """The solver state at the start of a solve, and after a restart.
+
+        **Arguments:**
+
+        - `copy`: the second copy.
+        - `y`: the solution.
+        - `ratio`: that of the `Restart`. `None` if the solver is only watched.
+        - `memory`: zeros like what `Restart.memory` makes.
+        """
         size = lax.stop_gradient(norm(y))
         largest = (jnp.zeros_like(size), size)
         no = jnp.array(False)
@@ -120,7 +134,8 @@ def _exceeds(
     change = norm((y1**ω - y0**ω).ω)
     difference, error, y = jtu.tree_map(jnp.abs, (difference, error, y1))
     size = norm(y)
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y))
+    digits = [float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y)]
+    eps = max(digits, default=0.0)
     rtol = jnp.maximum(norm(error) / jnp.where(size == 0, 1, size), eps)
     relative = lambda x: rtol.astype(x.dtype) * x
     factor = jnp.asarray(ratio, rtol.dtype)

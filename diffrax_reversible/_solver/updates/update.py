@@ -114,6 +114,19 @@ def linear(state0: State, state1: State, sums: PyTree) -> DenseInfo:
 class Restart(NamedTuple):
     """When a solver restarts: makes its solver state anew, as `init` does.
 
+    For a reversible solver with two copies of the solution, whose difference grows where
+    the flow contracts. Not for a solver that has one copy, nor for Brownian motion, whose
+    increments are no measure of an error. [`diffrax_reversible.ReversibleAdjoint`][] keeps
+    the state before each restart.
+
+    **Cost** of a restart: what `init` evaluates, and its vector-Jacobian product. Of a
+    step without one: none.
+
+    ```python
+    difference = lambda state1, sums, memory: state1.solver_state - state1.y
+    Step(updates, error, restart=Restart(difference, 0.05, order=2))
+    ```
+
     - `difference`: the effect that the difference of the two copies of the solution has
         on the solution in one step, as a function of the state at the end of the step,
         of the sums, and of the memory of the step before. It should cost no evaluation.
