@@ -7,6 +7,9 @@ Two primitives. `swept` is the function; its jvp rule binds the function with me
 `swept_tangent`, which is linear in the tangents. Transposing that is the reverse sweep;
 evaluating it, in forward mode, is `jax.jvp` of the function.
 
+Which inputs are perturbed is known where the memory is made, so that nothing need be kept
+for others.
+
 Each `jax.vmap` appends one `VmappedAxis` to both: which inputs carry its axis. That is
 what ordinary batching forgets. The sweep of a batched function is *one* unbatched loop
 over a vmapped body, in which the cotangent of a parameter is summed over the axes that
@@ -18,6 +21,7 @@ of the mesh it varies (`shard_map.py`), and none is given one.
 """
 
 import functools as ft
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -41,6 +45,10 @@ from .transpose import transpose
 from .vmaps import is_named, new_axis, sizes, vmapped, with_axis
 
 
+# Which of `_Function.given` are perturbed, where there is a memory for them.
+_Memory: TypeAlias = tuple[bool, ...] | None
+
+
 class _Function:
     """The function of a sweep, with and without memory, of and to lists of arrays;
     compared by identity. Each is traced when it is first wanted.
@@ -54,28 +62,32 @@ class _Function:
         self.sweep = sweep
         self._avals = [jax.typeof(x) for x in leaves]
         self._traced = {}
-        consts = self.trace(False)[0].consts
+        consts = self.trace(None)[0].consts
         self._captured = [x for x in consts if isinstance(x, jax.core.Tracer)]
         self.given = [*leaves, *nondifferentiable(self._captured, msg=sweep.refusal)]
 
-    def trace(self, memory: bool):
+    def trace(self, memory: _Memory):
         """The jaxpr, and the structures of the outputs and of the memory."""
         if memory not in self._traced:
-            without = lambda inputs: (self.sweep.evaluate(inputs), None)
-            fn = self.sweep.evaluate_with_memory if memory else without
             inputs = jtu.tree_unflatten(self.inputs_tree, self._avals)
+            if memory is None:
+                fn = lambda inputs: (self.sweep.evaluate(inputs), None)
+            else:
+                perturbed = memory[: self.inputs_tree.num_leaves]
+                perturbed = jtu.tree_unflatten(self.inputs_tree, perturbed)
+                fn = lambda inputs: self.sweep.evaluate_with_memory(inputs, perturbed)
             with no_varying_types():
                 closed, shapes = jax.make_jaxpr(fn, return_shape=True)(inputs)
             refuse_ordered_effects(closed)
             self._traced[memory] = closed, tuple(map(jtu.tree_structure, shapes))
         return self._traced[memory]
 
-    def split(self, memory: bool, leaves: list) -> tuple[list, list]:
+    def split(self, memory: _Memory, leaves: list) -> tuple[list, list]:
         """The leaves of the outputs and those of the memory."""
         n = self.trace(memory)[1][0].num_leaves
         return leaves[:n], leaves[n:]
 
-    def __call__(self, memory: bool, given: list) -> tuple[list, list]:
+    def __call__(self, memory: _Memory, given: list) -> tuple[list, list]:
         closed, _ = self.trace(memory)
         n = self.inputs_tree.num_leaves
         # By then the trace of which these are tracers may have ended.
@@ -130,11 +142,23 @@ def _evaluate_batch(axis_data, operands, dims):
 def _evaluate_jvp(primals, tangents):
     function, memory, axes, given = primals
     tangent = eqx.filter(tangents[-1], eqx.is_inexact_array)
-    outputs, kept = filter_primitive_bind(swept_p, function, True, axes, given)
-    tangent_out = filter_primitive_bind(
-        swept_tangent_p, function, memory, axes, given, (outputs, kept), tangent
+    perturbed = tuple(t is not None for t in tangent)
+    evaluated = filter_primitive_bind(
+        swept_p, function, perturbed if memory is None else memory, axes, given
     )
-    return (outputs, kept if memory else []), tangent_out
+    outputs, kept = evaluated
+    if memory is None:
+        out, kept_for = (outputs, []), perturbed
+    else:
+        out, kept_for = evaluated, memory
+        if any(p and not m for p, m in zip(perturbed, memory)):
+            # Nothing was kept for these.
+            kept_for = perturbed
+            evaluated = filter_primitive_bind(swept_p, function, kept_for, axes, given)
+    tangent_out = filter_primitive_bind(
+        swept_tangent_p, function, memory, kept_for, axes, given, evaluated, tangent
+    )
+    return out, tangent_out
 
 
 swept_p = new_primitive(
@@ -146,17 +170,20 @@ swept_p = new_primitive(
 # swept_tangent: inputs, (outputs, memory), tangents of the perturbed inputs
 #                -> tangents of floating-point outputs and memory
 #
+# The memory that goes in is `kept_for` the perturbed inputs; it need not be that of which
+# the tangents come out.
+#
 
 
-def _tangent(function, memory, axes, given, result, tangent):
-    del result
+def _tangent(function, memory, kept_for, axes, given, result, tangent):
+    del kept_for, result
     evaluate = ft.partial(_evaluate, function, memory, axes)
     _, tangent_out = filter_jvp(evaluate, (given,), (tangent,))
     return tangent_out
 
 
-def _tangent_avals(function, memory, axes, given, result, tangent):
-    del result, tangent
+def _tangent_avals(function, memory, kept_for, axes, given, result, tangent):
+    del kept_for, result, tangent
     avals = _evaluate_avals(function, memory, axes, given)
     floating = lambda aval: aval if jnp.issubdtype(aval.dtype, jnp.inexact) else None
     return jtu.tree_map(floating, avals)
@@ -166,7 +193,7 @@ def _tangent_batch(axis_data, operands, dims):
     out = _bind_without_axis(swept_tangent_p, axis_data, operands, dims)
     if out is not None:
         return out
-    function, memory, axes, given, result, tangent = operands
+    function, memory, kept_for, axes, given, result, tangent = operands
     *_, given_dims, result_dims, tangent_dims = dims
     # An input and its tangent carry the axis together, and all outputs carry it.
     mapped = [any(d is not None for d in ds) for ds in zip(given_dims, tangent_dims)]
@@ -175,20 +202,22 @@ def _tangent_batch(axis_data, operands, dims):
     tangent = list(map(put, mapped, tangent, tangent_dims))
     result = jtu.tree_map(ft.partial(put, True), result, result_dims)
     axes = (*axes, new_axis(axis_data, mapped))
-    operands = function, memory, axes, given, result, tangent
+    operands = function, memory, kept_for, axes, given, result, tangent
     out = filter_primitive_bind(swept_tangent_p, *operands)
     return out, jtu.tree_map(lambda _: 0, out)
 
 
 def _tangent_jvp(primals, tangents):
-    function, memory, axes, given, result, tangent = primals
+    function, memory, kept_for, axes, given, result, tangent = primals
     *_, tangent_given, _, tangent_tangent = tangents
     parts = []
     if has_leaves(tangent_tangent):
         part = filter_primitive_bind(swept_tangent_p, *primals[:-1], tangent_tangent)
         parts.append(part)
     if has_leaves(tangent_given):
-        fn = lambda given: _tangent(function, memory, axes, given, result, tangent)
+        fn = lambda given: _tangent(
+            function, memory, kept_for, axes, given, result, tangent
+        )
         with no_varying_types():
             _, part = filter_jvp(fn, (given,), (tangent_given,))
         msg = function.sweep.refusal_twice
@@ -199,7 +228,7 @@ def _tangent_jvp(primals, tangents):
 
 
 def _tangent_transpose(operands, cotangents):
-    function, _, axes, given, result, tangent = operands
+    function, _, kept_for, axes, given, result, tangent = operands
     perturbed = [t is not None for t in tangent]
     outputs_cotangents, _ = cotangents
     tree = function.inputs_tree
@@ -210,7 +239,7 @@ def _tangent_transpose(operands, cotangents):
         found = transpose(
             function.sweep,
             tree,
-            function.trace(True)[1],
+            function.trace(kept_for)[1],
             devices.axes,
             [devices.spread(x, i) for i, x in enumerate(given)],
             jtu.tree_map(devices.spread, result),
@@ -241,5 +270,5 @@ def with_reverse_sweep(sweep: AbstractSweep, inputs: Inputs) -> PyTree[Array]:
     in every order with them.
     """
     function = _Function(sweep, inputs)
-    outputs, _ = filter_primitive_bind(swept_p, function, False, (), function.given)
-    return jtu.tree_unflatten(function.trace(False)[1][0], outputs)
+    outputs, _ = filter_primitive_bind(swept_p, function, None, (), function.given)
+    return jtu.tree_unflatten(function.trace(None)[1][0], outputs)

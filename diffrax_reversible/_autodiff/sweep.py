@@ -73,10 +73,11 @@ class AbstractSweep(abc.ABC):
 
     @abc.abstractmethod
     def evaluate_with_memory(
-        self, inputs: Inputs
+        self, inputs: Inputs, perturbed: Inputs
     ) -> tuple[PyTree[Array], PyTree[Array]]:
         """The function, and what it keeps for the sweep. Traced only where somebody
-        differentiates, in whichever mode."""
+        differentiates, in whichever mode. `perturbed` is like the inputs: whether each
+        of them is differentiated."""
 
     @abc.abstractmethod
     def start(self, residuals: Residuals, cotangents: PyTree) -> PyTree[Array]:

@@ -1,5 +1,6 @@
 """The reversal of an explicit Runge-Kutta step whose start is known, stage by stage."""
 
+import functools as ft
 from typing import Any
 
 import equinox as eqx
@@ -16,25 +17,7 @@ from .._solver.updates.repeat import is_small
 from .._tree import add, combine, outer, where
 from .._types import BoolScalarLike, Y
 from .base import AbstractReversal
-
-
-class Stages(eqx.Module):
-    """What is evaluated in a step.
-
-    - `k`: the vector field times the control at every stage, along a leading axis.
-    - `f0`: the vector field at the first stage; `None` if the solver does not have it
-        from the step before (FSAL).
-    """
-
-    k: PyTree
-    f0: PyTree
-
-
-def no_stages(kind: type[AbstractSolver], y: Y) -> PyTree:
-    """Zeros in the shape of `Stages.k`."""
-    s = len(full_tableau_of(kind).b)
-    zeros = lambda x: jnp.zeros((s, *jnp.shape(x)), jnp.result_type(x))
-    return jtu.tree_map(zeros, y)
+from .stages import evaluate_stage, no_stages, StageResiduals, Stages
 
 
 class ExplicitRungeKuttaReversal(AbstractReversal):
@@ -48,6 +31,7 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
     - `cached`: whether the first stage is to be taken from `solver_state`; `None` if it
         never is.
     - `stages`: if they are known.
+    - `residuals`: if they are.
     """
 
     kind: type[AbstractSolver] = eqx.field(static=True)
@@ -56,6 +40,7 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
     evaluates_first: BoolScalarLike
     cached: BoolScalarLike | None
     stages: Stages | None
+    residuals: StageResiduals | None
 
     @property
     def _has_cache(self) -> bool:
@@ -85,13 +70,9 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
         """The vector field times the control, and the vector field, at stage `i`."""
         inputs = step.inputs_of(parameters)
         terms, args, t0, t1 = inputs.terms, inputs.args, inputs.t0, inputs.t1
-        c = jnp.asarray(full_tableau_of(self.kind).c, jnp.result_type(t0, t1))[i]
-        t = jnp.where(c == 1, t1, t0 + c * (t1 - t0))
-        control = terms.contr(t0, t1)
-        if not self._has_cache:
-            return terms.vf_prod(t, point, args, control), None
-        f = terms.vf(t, point, args)
-        return terms.prod(f, control), f
+        c = full_tableau_of(self.kind).c
+        c = jnp.asarray(c, jnp.result_type(t0, t1))[i]
+        return evaluate_stage(terms, args, (t0, t1), c, point, self._has_cache)
 
     def _recompute(self, step) -> Stages:
         """All stages but the last, which no other stage is a function of."""
@@ -138,33 +119,54 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
         if self._has_cache:
             _, cotangent_f1 = cotangent.solver_state
         at = lambda xs, i: jtu.tree_map(lambda x: x[i], xs)
+        first = 1 if self._has_cache else 0
 
-        def stage(loop, i):
+        def evaluate_and_pull_back(i, cotangents, total):
+            point = self.y0
+            # With residuals it is the first stage.
+            if self.residuals is None:
+                point = (self.y0**ω + combine(a[i], stages.k) ** ω).ω
+            return batch.vjp(
+                lambda point, parameters: self._evaluate(step, i, point, parameters),
+                *(point, parameters, cotangents, total),
+            )
+
+        def pull_back(i, cotangents, total):
+            if self.residuals is None:
+                return evaluate_and_pull_back(i, cotangents, total)
+            # Linear in both, and so the same at zero.
+            return batch.vjp(
+                lambda *tangents: self.residuals.tangent(step, i - first, *tangents),
+                *jtu.tree_map(jnp.zeros_like, (self.y0, parameters)),
+                *(cotangents, total),
+            )
+
+        def stage(pull_back, loop, i):
             cotangent_k, cotangent_y0, total = loop
             cotangent = at(cotangent_k, i)
             if self._has_cache:
                 # The first stage, if it has been evaluated in the step before.
                 cotangent = where((i > 0) | self.evaluates_first, cotangent, 0)
-            _, cotangent_point, total = batch.vjp(
-                lambda point, parameters: self._evaluate(step, i, point, parameters),
-                (self.y0**ω + combine(a[i], stages.k) ** ω).ω,
-                parameters,
-                (cotangent, where(i == last, cotangent_f1, 0)),
-                total,
-            )
+            cotangents = (cotangent, where(i == last, cotangent_f1, 0))
+            _, cotangent_point, total = pull_back(i, cotangents, total)
             cotangent_k = add(cotangent_k, outer(a[i], cotangent_point))
             return (cotangent_k, add(cotangent_y0, cotangent_point), total), None
 
         loop = (cotangent_k, cotangent_y0, total)
-        later = np.arange(1 if self._has_cache else 0, last + 1)
+        later = ft.partial(stage, pull_back)
         loop, _ = lax.scan(
-            stage, loop, later, reverse=True, unroll=self._unrolls(step) or 1
+            later,
+            loop,
+            np.arange(first, last + 1),
+            reverse=True,
+            unroll=self._unrolls(step) or 1,
         )
         if self._has_cache:
+            at_start = ft.partial(stage, evaluate_and_pull_back)
             # A loop of at most one turn, which unlike `lax.cond` copies nothing.
             _, loop = lax.while_loop(
                 lambda loop: loop[0],
-                lambda loop: (jnp.array(False), stage(loop[1], 0)[0]),
+                lambda loop: (jnp.array(False), at_start(loop[1], 0)[0]),
                 (jnp.asarray(batch.any(self.evaluates_first)), loop),
             )
         cotangent_k, cotangent_y0, total = loop

@@ -53,7 +53,8 @@ class _Toy(AbstractSweep):
         self.traced.append("evaluate")
         return self._run(inputs, None)[0]
 
-    def evaluate_with_memory(self, inputs):
+    def evaluate_with_memory(self, inputs, perturbed):
+        del perturbed
         self.traced.append("memory")
         y = inputs.state
         return self._run(inputs, jnp.zeros((_max_steps, *y.shape), y.dtype))

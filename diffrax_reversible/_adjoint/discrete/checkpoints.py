@@ -149,5 +149,5 @@ class EveryState(eqx.Module):
 
 
 def _room(number: int, entry: PyTree[Array]) -> PyTree[Array]:
-    zeros = lambda x: jnp.zeros((number, *jnp.shape(x)), jnp.result_type(x))
-    return jtu.tree_map(zeros, entry)
+    # Filled with an entry that is safe to read.
+    return jtu.tree_map(lambda x: jnp.broadcast_to(x, (number, *jnp.shape(x))), entry)

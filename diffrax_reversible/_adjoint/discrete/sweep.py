@@ -182,7 +182,10 @@ class AbstractStepSweep(AbstractSweep):
         )
         return final
 
-    def evaluate_with_memory(self, inputs: Inputs) -> tuple[Any, Memory | None]:
+    def evaluate_with_memory(
+        self, inputs: Inputs, perturbed: Inputs
+    ) -> tuple[Any, Memory | None]:
+        del perturbed
         problem = join(inputs, self.static)
         if self._lacks_capacity(problem):
             # Forward mode does without. Reverse mode is refused in `start`.

@@ -96,7 +96,10 @@ class InterpolatedSweep(AbstractSweep):
         outputs, _ = self._problem(inputs).solve(self.loop, keep=False)
         return outputs
 
-    def evaluate_with_memory(self, inputs: Inputs) -> tuple[PyTree, Knots]:
+    def evaluate_with_memory(
+        self, inputs: Inputs, perturbed: Inputs
+    ) -> tuple[PyTree, Knots]:
+        del perturbed
         outputs, knots = self._problem(inputs).solve(self.loop, keep=True)
         assert knots is not None
         return outputs, knots

@@ -67,9 +67,13 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     with room for `capacity`. In a solve of more than `K` steps the states are thinned, and
     the steps between two of them made again, for which there is room for up to `K` states
     more: that costs `s` evaluations more per step for up to about `K * K` steps, and goes
-    on to grow with the number of steps beyond. With `store_stages` the first `s`
-    evaluations are not needed, and there are `s + 1` states (or `s + 3` where the solver
-    has the first stage from the step before) instead of each.
+    on to grow with the number of steps beyond.
+
+    With `keep="stages"` the first `s` evaluations are not needed, and there are `s + 1`
+    states (or `s + 3` where the solver has the first stage from the step before) instead
+    of each. With `keep="residuals"` nothing is evaluated again in a solve of up to `K`
+    steps, and of each there is what all its `s` evaluations keep to be pulled back, but
+    for what is the same in every step, as the parameters are.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
     batch share are summed in every stage: memory and time are those of a solve with a
@@ -85,7 +89,8 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
         `max_steps=None` is differentiated without `capacity`.
     - `RuntimeError`, when it is traced, for derivatives with respect to parameters of
         the step-size controller, and for reverse mode over another derivative.
-    - `NotImplementedError` for ordered effects in the vector field.
+    - `NotImplementedError` for ordered effects in the vector field; and for a
+        `jax.custom_vjp` in it with `keep="residuals"`.
     - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
         `diffeqsolve(..., throw=False)`.
     - `RuntimeError`, when a gradient is run, if more than `capacity` adaptive steps are
@@ -106,12 +111,18 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     """
 
     capacity: int | None = eqx.field(static=True, default=None, kw_only=True)
-    store_stages: bool = eqx.field(static=True, default=False, kw_only=True)
+    keep: str = eqx.field(static=True, default="states", kw_only=True)
     checkpoints: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
         for name in ("capacity", "checkpoints"):
             check_at_least_one("SymplecticAdjoint", name, getattr(self, name))
+        kinds = ("states", "stages", "residuals")
+        if self.keep not in kinds:
+            raise ValueError(
+                f"`SymplecticAdjoint(keep=...)` must be one of {kinds}; got "
+                f"{self.keep!r}."
+            )
 
     def refuse(self, solver, terms, passed_solver_state):
         del passed_solver_state
@@ -127,6 +138,11 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
             )
         refuse_unsafe_sde("SymplecticAdjoint", terms)
 
+    def _keeps(self, solver) -> str:
+        # Euler's method has one stage, which nothing is computed from.
+        is_euler = isinstance(solver, Euler)
+        return "states" if is_euler and self.keep == "stages" else self.keep
+
     def sweep(self, loop, static, problem, throw, passed_solver_state):
         return SymplecticSweep(
             loop,
@@ -135,7 +151,7 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
             problem.options["max_steps"] if self.capacity is None else self.capacity,
             throw,
             self.checkpoints,
-            self.store_stages and not isinstance(problem.parameters.solver, Euler),
+            self._keeps(problem.parameters.solver),
             passed_solver_state,
         )
 
@@ -148,7 +164,9 @@ SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
     no step is made more than three times; 128 where `max_steps` is `None`.
 - `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
     solve, which may be far more than it takes.
-- `store_stages`: Whether to keep the stages with each state, too, instead of computing
-    them again. [`diffrax.Euler`][] has one, which nothing is computed from: for it this
-    makes no difference.
+- `keep`: What to keep of each of these steps: its `"states"`, which is least; its
+    `"stages"`, too; or the `"residuals"` of their derivatives, which is fastest, and takes
+    as much memory as [`diffrax.DirectAdjoint`][] where `checkpoints` is the number of
+    steps. [`diffrax.Euler`][] has one stage, which nothing is computed from: for it
+    `"stages"` are no more than `"states"`.
 """

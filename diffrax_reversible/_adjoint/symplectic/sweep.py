@@ -8,13 +8,19 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from diffrax import AbstractSolver
 from jaxtyping import Array, PyTree
 
+from ..._autodiff.linearisation import Linearisation
+from ..._autodiff.sweep import Inputs
 from ..._loop.problem import join, Problem
-from ..._loop.state import differentiated, num_accepted, with_solver_state
-from ..._reversal.explicit_runge_kutta import (
-    ExplicitRungeKuttaReversal,
-    no_stages,
+from ..._loop.state import differentiated, next_step, num_accepted, with_solver_state
+from ..._reversal.base import StepInputs
+from ..._reversal.explicit_runge_kutta import ExplicitRungeKuttaReversal
+from ..._reversal.stages import (
+    linearise_stage,
+    shared_residuals,
+    StageResiduals,
     Stages,
 )
 from ..._tree import where
@@ -22,24 +28,31 @@ from ..._types import IntScalarLike, Y
 from ..discrete.checkpoints import Checkpoints, EveryState
 from ..discrete.measures import norm
 from ..discrete.sweep import AbstractStepSweep, Solved
-from .keeps_stages import KeepsStages
+from .keeping import AbstractKeepingSolver, KeepsResiduals, KeepsStages
 
 
 class Start(eqx.Module):
-    """What is kept of a step: its start and, perhaps, its stages."""
+    """What is kept of a step: its start and, perhaps, its stages, or the residuals of
+    their derivatives that vary."""
 
     y: Y
     stages: Stages | None
+    residuals: list[Array] | None
+    linearisation: Linearisation | None = eqx.field(static=True)
 
 
 class Segment(eqx.Module):
     """Steps between two kept ones, made again.
 
     - `before`: the number of steps before the first of them.
+    - `shared`: residuals that are the same in all steps.
+    - `nothing`: what is safe to pull back where there is nothing to.
     """
 
     starts: EveryState
     before: IntScalarLike
+    shared: list[Array]
+    nothing: Start
 
 
 def largest_stride(slots: int, max_steps: int) -> int:
@@ -63,27 +76,24 @@ class SymplecticSweep(AbstractStepSweep):
     as many as there are slots at a time.
 
     - `slots`: for starts; `None`: the default.
-    - `store_stages`: whether stages are kept, too.
+    - `keep`: what is kept of a step: "states", "stages" or "residuals".
     - `passed_solver_state`: whether what the solver has cached at the start of the solve
         is to be used.
     """
 
     slots: int | None
-    store_stages: bool
+    keep: str
     passed_solver_state: bool
 
-    def _start(self, y: Y, solver_state: PyTree, k: PyTree) -> Start:
-        if not self.store_stages:
-            return Start(y, None)
+    def _start(self, solver: AbstractSolver, y: Y, solver_state: PyTree, kept) -> Start:
+        """The start of a step of `solver`, and what it has `kept` of it."""
         f0 = None if solver_state is None else solver_state[1]
-        return Start(y, Stages(k, f0))
-
-    def _no_start(self, problem: Problem) -> Start:
-        y, solver_state, *_ = differentiated(problem.state)
-        k = None
-        if self.store_stages:
-            k = no_stages(type(problem.parameters.solver), y)
-        return self._start(y, solver_state, k)
+        if isinstance(solver, KeepsStages):
+            return Start(y, Stages(kept, f0), None, None)
+        if isinstance(solver, KeepsResiduals):
+            f0, residuals = kept
+            return Start(y, Stages(None, f0), residuals, solver.linearisation)
+        return Start(y, None, None, None)
 
     def _number_of_slots(self, problem: Problem) -> int:
         max_steps = problem.options["max_steps"]
@@ -93,40 +103,60 @@ class SymplecticSweep(AbstractStepSweep):
             return 2 * default_slots
         return min(max(default_slots, math.isqrt(max_steps)), max_steps)
 
-    def init_states(self, problem):
-        slots = self._number_of_slots(problem)
-        if self.store_stages:
-            problem = _without_stages(problem)
-        return Checkpoints.empty(slots, self._no_start(problem))
+    def _linearise(self, problem: Problem, perturbed: Inputs) -> Linearisation | None:
+        if self.keep != "residuals":
+            return None
+        y, solver_state, *_ = differentiated(problem.state)
+        of = perturbed.parameters
+        times = any(jtu.tree_leaves(of.span))
+        has_cache = solver_state is not None
+        is_perturbed = (of.terms, of.args)
+        return linearise_stage(_inputs_of(problem), y, has_cache, is_perturbed, times)
 
-    def keep_states(self, states, problem, before, after):
-        del problem
-        number = num_accepted(after)
-        y, solver_state, *_ = differentiated(before)
-        k = None
-        if self.store_stages:
-            solver_state, _ = solver_state
-            _, (_, k), *_ = differentiated(after)
-        start = self._start(y, solver_state, k)
-        return states.keep(number, start, number > num_accepted(before))
+    def _keeping(self, solver: AbstractSolver, linearisation: Linearisation | None):
+        """The solver, made to keep what there is to be kept of its steps."""
+        if linearisation is not None:
+            return KeepsResiduals(solver, linearisation)
+        return KeepsStages(solver) if self.keep == "stages" else solver
 
-    def evaluate_with_memory(self, inputs):
-        if not self.store_stages or self._lacks_capacity(join(inputs, self.static)):
-            return super().evaluate_with_memory(inputs)
+    def evaluate_with_memory(self, inputs, perturbed):
         problem = join(inputs, self.static)
+        if self._lacks_capacity(problem):
+            return super().evaluate_with_memory(inputs, perturbed)
+        linearisation = self._linearise(problem, perturbed)
+        solver = self._keeping(problem.parameters.solver, linearisation)
+        if not isinstance(solver, AbstractKeepingSolver):
+            return self.run_with_memory(problem)
         _, solver_state, *_ = differentiated(problem.state)
-        no_k = no_stages(type(problem.parameters.solver), problem.state.y)
+        nothing = _nothing_kept(solver, problem)
         problem = eqx.tree_at(
             lambda p: (p.parameters.solver, p.state),
             problem,
-            (
-                KeepsStages(problem.parameters.solver),
-                with_solver_state(problem.state, (solver_state, no_k)),
-            ),
+            (solver, with_solver_state(problem.state, (solver_state, nothing))),
         )
         final, memory = self.run_with_memory(problem)
-        _, (solver_state, _), *_ = differentiated(final)
+        solver_state, _ = _solver_state_and_kept(solver, final)
         return with_solver_state(final, solver_state), memory
+
+    def _keeps_all(self, problem: Problem) -> bool:
+        """Whether there is a slot for every step."""
+        max_steps = problem.options["max_steps"]
+        return max_steps is not None and self._number_of_slots(problem) >= max_steps
+
+    def init_states(self, problem):
+        solver = problem.parameters.solver
+        y, *_ = differentiated(problem.state)
+        nothing = self._start(solver, y, *_solver_state_and_kept(solver, problem.state))
+        return Checkpoints.empty(self._number_of_slots(problem), nothing)
+
+    def keep_states(self, states, problem, before, after):
+        solver = problem.parameters.solver
+        number = num_accepted(after)
+        y, *_ = differentiated(before)
+        solver_state, _ = _solver_state_and_kept(solver, before)
+        _, kept = _solver_state_and_kept(solver, after)
+        start = self._start(solver, y, solver_state, kept)
+        return states.keep(number, start, number > num_accepted(before))
 
     def init_carry(self, solved):
         y, solver_state, *_ = differentiated(solved.final)
@@ -134,20 +164,44 @@ class SymplecticSweep(AbstractStepSweep):
         max_steps = solved.problem.options["max_steps"]
         if max_steps is not None:
             length = min(length, largest_stride(length, max_steps))
-        starts = EveryState.empty(length, self._no_start(solved.problem))
-        return (y, solver_state), Segment(starts, num_accepted(solved.final))
+        problem, shared = solved.problem, []
+        linearisation = solved.memory.states.states.linearisation
+        if linearisation is not None:
+            shared = shared_residuals(linearisation, _inputs_of(problem), y)
+        y0, solver_state0, *_ = differentiated(problem.state)
+        solver = self._keeping(problem.parameters.solver, linearisation)
+        nothing = self._start(
+            solver,
+            y0,
+            solver_state0,
+            _nothing_kept(solver, problem),
+        )
+        starts = EveryState.empty(length, nothing)
+        segment = Segment(starts, num_accepted(solved.final), shared, nothing)
+        return (y, solver_state), segment
 
     def reversal(self, solved, carry, step, batch):
         problem, kept = solved.problem, solved.memory.states
         index = step.number - 1
         found, start = kept.find(step.number)
-        segment = self._enter(solved, carry.extra, step, found, batch)
-        start = where(found, start, segment.starts.find(index - segment.before))
-        y0, solver_state, *_ = differentiated(problem.state)
+        segment = carry.extra
+        if not self._keeps_all(problem):
+            segment = self._enter(solved, segment, step, found, batch)
+            start = where(found, start, segment.starts.find(index - segment.before))
+        _, solver_state, *_ = differentiated(problem.state)
         # Zero times something that is not finite must not be added up.
-        finite = jnp.isfinite(norm(lax.stop_gradient(start)))
-        nothing = Start(y0, jtu.tree_map(jnp.zeros_like, start.stages))
-        start = where(finite | (carry.size != 0), start, nothing)
+        finite = jnp.isfinite(norm(lax.stop_gradient((start.y, start.stages))))
+        okay = finite | (carry.size != 0)
+        start = lax.cond(
+            batch.any(~okay),
+            lambda: where(okay, start, segment.nothing),
+            lambda: start,
+        )
+        residuals = None
+        if start.linearisation is not None:
+            residuals = StageResiduals(
+                start.residuals, segment.shared, start.linearisation
+            )
         evaluates_first, cached = True, None
         if solver_state is not None:
             # What this has cached is different at every other step.
@@ -164,6 +218,7 @@ class SymplecticSweep(AbstractStepSweep):
             evaluates_first,
             cached,
             start.stages,
+            residuals,
         )
         return reversal, segment
 
@@ -179,22 +234,26 @@ class SymplecticSweep(AbstractStepSweep):
         first = jnp.maximum(last_kept - 1, 0)
         length = len(jtu.tree_leaves(segment.starts.entries)[0])
         before = jnp.maximum(first, index - length + 1)
-        # Without stages the last step need not be made.
-        end = index + 1 if self.store_stages else index
+        linearisation = kept.states.linearisation
+        solver = self._keeping(parameters.solver, linearisation)
+        keeps = isinstance(solver, AbstractKeepingSolver)
+        # If only its start is needed, the last step need not be made.
+        end = index + 1 if keeps else index
 
         def make(loop):
             _, i, y, solver_state, starts = loop
             t0, t1 = steps.interval(i, span)
-            y1, _, dense_info, solver_state1, _ = parameters.solver.step(
+            y1, _, _, solver_state1, _ = solver.step(
                 parameters.terms,
                 t0,
                 t1,
                 y,
                 parameters.args,
-                solver_state,
+                (solver_state, None) if keeps else solver_state,
                 steps.made_jump(i),
             )
-            start = self._start(y, solver_state, dense_info.get("k"))
+            solver_state1, made = solver_state1 if keeps else (solver_state1, None)
+            start = self._start(solver, y, solver_state, made)
             go_on = due & (i < end)
             starts = starts.keep(i - before, start, go_on & (i >= before))
             y = where(go_on, y1, y)
@@ -213,11 +272,15 @@ class SymplecticSweep(AbstractStepSweep):
             *_, y, _, starts = lax.while_loop(
                 lambda loop: loop[0], make, (*loop, segment.starts)
             )
-            if not self.store_stages:
-                starts = starts.keep(index - before, Start(y, None), due)
-            return Segment(starts, jnp.where(due, before, segment.before))
+            if not keeps:
+                start = self._start(solver, y, None, None)
+                starts = starts.keep(index - before, start, due)
+            return starts, jnp.where(due, before, segment.before)
 
-        return lax.cond(batch.any(due), remake, lambda: segment)
+        starts, before = lax.cond(
+            batch.any(due), remake, lambda: (segment.starts, segment.before)
+        )
+        return Segment(starts, before, segment.shared, segment.nothing)
 
     def at_start(self, solved, carry, step, end, batch):
         return end, carry.extra
@@ -243,14 +306,24 @@ def _(primals, tangents):
     return _doubt_of_masked(*primals), jnp.where(wrong, jnp.nan, 0).astype(size.dtype)
 
 
-def _without_stages(problem: Problem) -> Problem:
-    """The problem as it was before its solver came to keep stages."""
-    _, (solver_state, _), *_ = differentiated(problem.state)
-    return eqx.tree_at(
-        lambda p: (p.parameters.solver, p.state),
-        problem,
-        (
-            problem.parameters.solver.solver,
-            with_solver_state(problem.state, solver_state),
-        ),
-    )
+def _inputs_of(problem: Problem) -> StepInputs:
+    """Those of a step of length zero at the start of the solve, which is safe."""
+    parameters, (t0, _, _) = problem.parameters, next_step(problem.state)
+    return StepInputs(parameters.solver, parameters.terms, parameters.args, t0, t0)
+
+
+def _nothing_kept(solver: AbstractSolver, problem: Problem) -> PyTree:
+    """What `solver` keeps of such a step."""
+    if not isinstance(solver, AbstractKeepingSolver):
+        return None
+    y, solver_state, *_ = differentiated(problem.state)
+    return solver.nothing_kept(_inputs_of(problem), y, solver_state)
+
+
+def _solver_state_and_kept(solver: AbstractSolver, state) -> tuple[PyTree, PyTree]:
+    """The solver state, and what `solver` has kept of the step that led to it."""
+    _, solver_state, *_ = differentiated(state)
+    if isinstance(solver, AbstractKeepingSolver):
+        solver_state, kept = solver_state
+        return solver_state, kept
+    return solver_state, None

@@ -84,16 +84,22 @@ def test_reversible(solver, stepping, saves):
 
 _ADJOINTS = (
     pytest.param(SymplecticAdjoint(), id="plain"),
-    pytest.param(SymplecticAdjoint(store_stages=True), id="stages"),
+    pytest.param(SymplecticAdjoint(keep="stages"), id="stages"),
     pytest.param(SymplecticAdjoint(checkpoints=3), id="checkpoints"),
-    pytest.param(SymplecticAdjoint(checkpoints=2, store_stages=True), id="both"),
+    pytest.param(SymplecticAdjoint(checkpoints=2, keep="stages"), id="both"),
+    pytest.param(SymplecticAdjoint(keep="residuals"), id="residuals"),
+    pytest.param(SymplecticAdjoint(checkpoints=2, keep="residuals"), id="thinned"),
 )
-_plain, _stages, _checkpoints, _both = (p.values[0] for p in _ADJOINTS)
+_plain, _stages, _checkpoints, _both, _residuals, _thinned = (
+    p.values[0] for p in _ADJOINTS
+)
 _DEFAULT_SYMPLECTIC = (
     ("Tsit5", pid, save_everything, _plain),
     ("Tsit5", constant, save_end, _stages),
     ("Tsit5", clip, save_times, _checkpoints),
     ("Tsit5", step_to, save_end, _both),
+    ("Tsit5", pid, save_times, _residuals),
+    ("Tsit5", clip, save_everything, _thinned),
     ("Euler", constant, save_times, _checkpoints),
 )
 

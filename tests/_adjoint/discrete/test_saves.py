@@ -141,7 +141,7 @@ def _off(x):
         *_METHODS[:1],
         *(
             pytest.param(diffrax.Bosh3(), SymplecticAdjoint(**options), id=f"{options}")
-            for options in (dict(store_stages=True), dict(checkpoints=3))
+            for options in (dict(keep="stages"), dict(checkpoints=3))
         ),
     ),
 )

@@ -85,7 +85,7 @@ _METHODS = {
     "symplectic": (diffrax.Bosh3(), SymplecticAdjoint()),
     "symplectic, checkpoints": (
         diffrax.Bosh3(),
-        SymplecticAdjoint(store_stages=True, checkpoints=3),
+        SymplecticAdjoint(keep="stages", checkpoints=3),
     ),
 }
 

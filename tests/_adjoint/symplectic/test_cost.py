@@ -22,10 +22,10 @@ _solvers = (
 
 
 _quick = (
-    ("Heun", False, "constant"),
-    ("Heun", True, "PID"),
-    ("Bosh3", False, "PID"),
-    ("Bosh3", True, "constant"),
+    ("Heun", "states", "constant"),
+    ("Heun", "stages", "PID"),
+    ("Bosh3", "states", "PID"),
+    ("Bosh3", "stages", "constant"),
 )
 
 
@@ -35,21 +35,21 @@ def _accepts_the_first(t0, t1):
 
 
 @pytest.mark.parametrize(
-    "solver, stages, fsal, store_stages, stepping",
+    "solver, stages, fsal, keep, stepping",
     [
         pytest.param(
             *solver.values,
-            store,
+            keep,
             stepping,
-            id=f"{solver.id}-{store}-{name}",
-            marks=() if (solver.id, store, name) in _quick else pytest.mark.slow,
+            id=f"{solver.id}-{keep}-{name}",
+            marks=() if (solver.id, keep, name) in _quick else pytest.mark.slow,
         )
         for solver in _solvers
-        for store in (False, True)
+        for keep in ("states", "stages")
         for name, stepping in (("constant", constant), ("PID", _accepts_the_first))
     ],
 )
-def test_evaluations(solver, stages, fsal, stepping, store_stages):
+def test_evaluations(solver, stages, fsal, stepping, keep):
     """`stages`: those that a step needs; the last one of a solver that is FSAL is the
     first one of the next step."""
     counter = Counter()
@@ -69,7 +69,7 @@ def test_evaluations(solver, stages, fsal, stepping, store_stages):
             stepsize_controller=stepping.controller,
             saveat=diffrax.SaveAt(ts=jnp.linspace(0, 1.5, 7), dense=True),
             max_steps=stepping.max_steps,
-            adjoint=SymplecticAdjoint(store_stages=store_stages, checkpoints=256),
+            adjoint=SymplecticAdjoint(keep=keep, checkpoints=256),
         )
         loss = jnp.sum(solution.ys) + jnp.sum(solution.evaluate(0.77))
         return loss, [solution.stats[f"num_{x}steps"] for x in ("", "accepted_")]
@@ -85,9 +85,62 @@ def test_evaluations(solver, stages, fsal, stepping, store_stages):
     at_start = 1 if fsal else 0
     forward = steps * stages + at_start
     # Of a solver that is not FSAL the last stage is not needed to find the others.
-    again = 0 if store_stages else accepted * (stages if fsal else stages - 1)
+    again = accepted * (stages if fsal else stages - 1) if keep == "states" else 0
     assert counter.vjps == accepted * stages + at_start
     assert counter.evaluations == forward + again + counter.vjps
+
+
+@pytest.mark.parametrize("solver, stages, fsal", _solvers)
+def test_residuals_are_kept(solver, stages, fsal):
+    """Nothing is evaluated again, and what does not change is kept once."""
+    evaluations = []
+
+    def field(t, y, args):
+        jax.debug.callback(evaluations.append, t)
+        return jnp.tanh(args @ y + t)
+
+    def loss(y0, args, adjoint):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            *(solver, 0.0, 1.0, 0.1, y0, args),
+            max_steps=16,
+            adjoint=adjoint,
+        )
+        return jnp.sum(solution.ys**2)
+
+    y0, args = jnp.linspace(0.1, 1.0, 64), jnp.eye(64)
+    keep = SymplecticAdjoint(keep="residuals")
+    compiled = jit(jax.grad(loss, (0, 1)), static_argnums=2).lower(y0, args, keep)
+    compiled = compiled.compile()
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    found = jax.block_until_ready(compiled(y0, args))
+    jax.effects_barrier()
+    number = len(evaluations)
+    print(f"{type(solver).__name__}: {number} evaluations, {memory} bytes")
+    # In the solve, with that of its start; for what is safe to pull back, on the way
+    # there and back; and the first stage where the solver does not have it from before.
+    start = 2 if fsal else 0
+    assert number == 10 * stages + 2 + start
+    assert memory < 16 * (stages + 2) * 4 * y0.nbytes + 8 * args.nbytes
+    true = jax.grad(loss, (0, 1))(y0, args, diffrax.RecursiveCheckpointAdjoint())
+    assert tree_difference(found, true) < 1e-13
+
+
+def test_residuals_of_custom_vjp():
+    counter = Counter()
+    with pytest.raises(NotImplementedError, match='Use `keep="stages"`'):
+        jax.grad(
+            lambda y0: diffrax.diffeqsolve(
+                diffrax.ODETerm(counter.field()),
+                *(diffrax.Heun(), 0.0, 1.0, 0.1, y0, jnp.array(1.0)),
+                adjoint=SymplecticAdjoint(keep="residuals"),
+            ).ys[0]
+        )(jnp.array(0.3))
+
+
+def test_keeps_only_what_it_knows():
+    with pytest.raises(ValueError, match="must be one of"):
+        SymplecticAdjoint(keep="everything")
 
 
 #
@@ -151,7 +204,7 @@ def test_memory(solver, steps):
     stages = len(solver.tableau.b_sol)
     expected = {
         SymplecticAdjoint(checkpoints=steps): (1 + steps + 2 * stages) * state + once,
-        SymplecticAdjoint(checkpoints=steps, store_stages=True): (1 + steps)
+        SymplecticAdjoint(checkpoints=steps, keep="stages"): (1 + steps)
         * (1 + stages)
         * state
         + stages * state
@@ -189,7 +242,7 @@ def test_max_steps_costs_nothing():
     for adjoint in (
         SymplecticAdjoint(),
         SymplecticAdjoint(checkpoints=5),
-        SymplecticAdjoint(checkpoints=5, store_stages=True),
+        SymplecticAdjoint(checkpoints=5, keep="stages"),
     ):
         assert tree_difference(grad(adjoint, None), true) < 1e-13
 

@@ -82,8 +82,8 @@ def test_sde(solver):
     _both(p, terms, solver, SymplecticAdjoint(checkpoints=3))
 
 
-@pytest.mark.parametrize("store_stages", (False, True))
-def test_cde(store_stages):
+@pytest.mark.parametrize("keep", ("states", "stages", "residuals"))
+def test_cde(keep):
     """A solver that hands on its last stage, with a control that is differentiated."""
 
     def terms(p):
@@ -99,7 +99,7 @@ def test_cde(store_stages):
         y0=jnp.array([0.5, 1.0]),
         args=jr.normal(keys[1], (2, 2)),
     )
-    _both(p, terms, diffrax.Bosh3(), SymplecticAdjoint(store_stages=store_stages))
+    _both(p, terms, diffrax.Bosh3(), SymplecticAdjoint(keep=keep))
 
 
 #
