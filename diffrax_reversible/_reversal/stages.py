@@ -111,11 +111,14 @@ def shared_residuals(
 class StageResiduals(eqx.Module):
     """What the derivatives of the stages of a step are made of.
 
-    - `values`: of each stage that the step itself evaluates, along a leading axis.
+    - `values`: with a leading axis of steps, and one of the stages that each of them
+        itself evaluates.
+    - `row`: which of the steps it is.
     - `shared`: what is the same at all stages.
     """
 
     values: list[Array]
+    row: IntScalarLike
     shared: list[Array]
     linearisation: Linearisation = eqx.field(static=True)
 
@@ -133,7 +136,7 @@ class StageResiduals(eqx.Module):
 
         _, tangents = jax.jvp(leaves_of, (step.parameters,), (parameters,))
         points = jtu.tree_leaves(point)
-        values = [x[i] for x in self.values]
+        values = [x[self.row, i] for x in self.values]
         return self.linearisation.tangent(
             values, self.shared, [*points, *tangents[len(points) :]]
         )

@@ -20,7 +20,8 @@ class Checkpoints(eqx.Module):
 
     The states before restarts come first: they are kept, and take the room of others.
 
-    - `states`: with a leading axis of slots.
+    - `states`: with a leading axis of slots, and one entry more behind them, which stays
+        as all were at first.
     - `numbers`: of the steps after which the states were; zero for an empty slot.
     - `is_restart`: whether each of them is that before a restart.
     - `restarts`: how many restarts there were; more than slots if there was no room.
@@ -39,7 +40,7 @@ class Checkpoints(eqx.Module):
     @staticmethod
     def empty(slots: int, state: PyTree[Array]) -> "Checkpoints":
         numbers, is_restart = jnp.zeros(slots, int), jnp.zeros(slots, bool)
-        room = _room(slots, state)
+        room = _room(slots + 1, state)
         return Checkpoints(room, numbers, jnp.array(1), is_restart, jnp.array(0))
 
     def keep(
@@ -97,7 +98,7 @@ class Checkpoints(eqx.Module):
         """The slots that are empty, or make room."""
         return ~self.is_restart & ((self.numbers == 0) | (self.numbers % stride != 0))
 
-    def _slot_of(self, number: IntScalarLike) -> tuple[BoolScalarLike, IntScalarLike]:
+    def slot_of(self, number: IntScalarLike) -> tuple[BoolScalarLike, IntScalarLike]:
         """Whether the state after step `number` was kept, and where."""
         place = self._place(number)
         in_place = self.numbers[place] == number
@@ -111,12 +112,12 @@ class Checkpoints(eqx.Module):
 
     def find(self, number: IntScalarLike) -> tuple[BoolScalarLike, PyTree[Array]]:
         """Whether the state after step `number` was kept, and that state."""
-        found, slot = self._slot_of(number)
+        found, slot = self.slot_of(number)
         return found, jtu.tree_map(lambda xs: xs[slot], self.states)
 
     def is_before_restart(self, number: IntScalarLike) -> BoolScalarLike:
         """Whether a restart followed step `number`."""
-        found, slot = self._slot_of(number)
+        found, slot = self.slot_of(number)
         return found & self.is_restart[slot]
 
 

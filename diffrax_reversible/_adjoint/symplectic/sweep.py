@@ -182,9 +182,10 @@ class SymplecticSweep(AbstractStepSweep):
 
     def reversal(self, solved, carry, step, batch):
         problem, kept = solved.problem, solved.memory.states
-        index = step.number - 1
-        found, start = kept.find(step.number)
+        index, every = step.number - 1, kept.states
+        found, row = kept.slot_of(step.number)
         segment = carry.extra
+        start = jtu.tree_map(lambda xs: xs[row], every)
         if not self._keeps_all(problem):
             segment = self._enter(solved, segment, step, found, batch)
             start = where(found, start, segment.starts.find(index - segment.before))
@@ -192,16 +193,14 @@ class SymplecticSweep(AbstractStepSweep):
         # Zero times something that is not finite must not be added up.
         finite = jnp.isfinite(norm(lax.stop_gradient((start.y, start.stages))))
         okay = finite | (carry.size != 0)
-        start = lax.cond(
-            batch.any(~okay),
-            lambda: where(okay, start, segment.nothing),
-            lambda: start,
-        )
-        residuals = None
-        if start.linearisation is not None:
-            residuals = StageResiduals(
-                start.residuals, segment.shared, start.linearisation
-            )
+        start = where(okay, start, segment.nothing)
+        residuals, linearisation = None, kept.states.linearisation
+        if linearisation is not None:
+            # Large, and so looked up where they are. The last row is safe.
+            values, row = every.residuals, jnp.where(okay, row, kept.slots)
+            if not self._keeps_all(problem):
+                values, row = [x[None] for x in start.residuals], 0
+            residuals = StageResiduals(values, row, segment.shared, linearisation)
         evaluates_first, cached = True, None
         if solver_state is not None:
             # What this has cached is different at every other step.
