@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 
 from . import ReversibleAdjoint
+from ._compat import enable_x64
 
 
 _default_steps = 3000
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # In double precision a difference between gradients tells methods that agree
     # up to rounding from methods that merely come close.
-    with jax.enable_x64(True):
+    with enable_x64(True):
         began = time.perf_counter()
         pelts = data.load_pelts()
         model = training.NeuralODE(pelts)

@@ -4,7 +4,7 @@ Seen the same in diffrax 0.7.0 to 0.7.2 and equinox 0.13.
 """
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -46,10 +46,21 @@ from equinox.internal import (
 
 # Which inputs the outputs of a function depend on.
 from jax.interpreters.partial_eval import dce_jaxpr as dce_jaxpr
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 
 CallableToPath = _CallableToPath
+
+
+def enable_x64(enabled: bool) -> contextlib.AbstractContextManager:
+    """64 bits, for as long as a `with` statement lasts."""
+    # Before jax 0.8 it was experimental.
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(enabled)
+    import jax.experimental as experimental
+
+    return experimental.enable_x64(enabled)  # pyright: ignore
 
 
 def _check_vma() -> Any:
@@ -62,12 +73,36 @@ def _check_vma() -> Any:
     return _check_vma
 
 
-def no_varying_types() -> contextlib.AbstractContextManager:
-    """Tracing without varying axes in types: what `jax.shard_map(..., check_vma=False)`
-    does. Outside of `jax.shard_map` there is nothing to do."""
-    inside = len(jax.sharding.get_abstract_mesh().manual_axes) > 0
-    check_vma = _check_vma() if inside else None
-    return contextlib.nullcontext() if check_vma is None else check_vma(False)
+@contextlib.contextmanager
+def _no_concrete_mesh() -> Iterator[None]:
+    """As if `jax.shard_map` were not called under `jax.set_mesh`. Where it is,
+    constants cannot be computed while tracing, as equinox's enumerations want to
+    (diffrax issue 738)."""
+    try:
+        from jax._src.config import device_context
+
+        previous = device_context.swap_local(None)
+    except (ImportError, AttributeError):
+        # An unknown version of JAX, whose `jax.set_mesh` may need no help.
+        yield
+        return
+    try:
+        yield
+    finally:
+        device_context.set_local(previous)
+
+
+@contextlib.contextmanager
+def no_varying_types() -> Iterator[None]:
+    """Tracing without varying axes in types, as `jax.shard_map(..., check_vma=False)`
+    does, and without the mesh of `jax.set_mesh`. Outside of `jax.shard_map` there is
+    nothing to do."""
+    with contextlib.ExitStack() as stack:
+        if len(jax.sharding.get_abstract_mesh().manual_axes) > 0:
+            stack.enter_context(_no_concrete_mesh())
+            if (check_vma := _check_vma()) is not None:
+                stack.enter_context(check_vma(False))
+        yield
 
 
 def varying_axes(aval) -> frozenset[Hashable]:
@@ -85,8 +120,8 @@ def with_varying_axes(aval, axes: Iterable[Hashable]):
     else:
         kwargs = dict(vma=frozenset(axes))
     # That of a constant knows of no mesh.
-    mesh, spec = jax.sharding.get_abstract_mesh(), jax.P(*[None] * aval.ndim)
-    sharding = jax.NamedSharding(mesh, spec)
+    mesh, spec = jax.sharding.get_abstract_mesh(), PartitionSpec(*[None] * aval.ndim)
+    sharding = NamedSharding(mesh, spec)
     try:
         if _check_vma() is None:
             raise TypeError
@@ -116,6 +151,6 @@ def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:
 
 def with_leading_axes(aval, sizes: tuple[int, ...]):
     """An abstract array like this one with axes put in front, on the same mesh."""
-    spec = jax.P(*[None] * len(sizes), *aval.sharding.spec)
-    sharding = aval.sharding.update(spec=spec)
+    spec = PartitionSpec(*[None] * len(sizes), *aval.sharding.spec)
+    sharding = NamedSharding(aval.sharding.mesh, spec)
     return aval.update(shape=sizes + aval.shape, sharding=sharding)

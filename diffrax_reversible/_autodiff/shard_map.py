@@ -103,7 +103,8 @@ def without_varying_axes(
 
     forget = ft.partial(_map_arrays, forget_one)
     if len(axes) == 0:
-        return solve(forget, **options)
+        with no_varying_types():
+            return solve(forget, **options)
     if options["throw"]:
         raise NotImplementedError(
             "Inside of `jax.shard_map(..., check_vma=True)` call `diffeqsolve(..., "

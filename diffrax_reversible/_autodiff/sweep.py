@@ -31,9 +31,10 @@ class Inputs(eqx.Module):
         """The arrays in all three, and what is not an array."""
         floating, others = eqx.partition((state, parameters), eqx.is_inexact_array)
         rest, static = eqx.partition((*others, rest), eqx.is_array)
-        # Functions may close over arrays of NumPy.
-        state, parameters = jtu.tree_map(jnp.asarray, floating)
-        return Inputs(state, parameters, lax.stop_gradient(rest)), static
+        # Functions may close over arrays of NumPy, and before jax 0.8 `stop_gradient`
+        # makes some.
+        arrays = (*floating, lax.stop_gradient(rest))
+        return Inputs(*jtu.tree_map(jnp.asarray, arrays)), static
 
     def join(self, static: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         """The inverse of `split`."""

@@ -1,5 +1,6 @@
 """Solves on several devices: arrays sharded over a mesh, and `jax.shard_map`."""
 
+import contextlib
 import functools as ft
 
 import diffrax
@@ -47,6 +48,12 @@ def _pairwise(first, second):
         for method, default in ((_reversible, first), (_symplectic, second))
         for option in (False, True)
     ]
+
+
+def _sums(num_weights):
+    """In how many collectives the cotangents of the weights are summed at most."""
+    # Before jax 0.7, XLA does not put several into one.
+    return 1 if hasattr(jax, "set_mesh") else 2 * num_weights
 
 
 def _mlp(t, y, weights):
@@ -119,7 +126,7 @@ def test_data_parallel(solver, adjoint, adaptive):
     large = [
         operation for operation, sizes in outside if sum(sizes) >= _width * _hidden
     ]
-    assert large == ["all-reduce"]
+    assert set(large) == {"all-reduce"} and len(large) <= _sums(2)
 
 
 @pytest.mark.parametrize("solver, adjoint, both", _pairwise((True,), (False,)))
@@ -137,7 +144,8 @@ def test_model_parallel(solver, adjoint, both):
     assert sum(map(len, large)) == 3 + 3
     assert all(size == state for sizes in large for size in sizes)
     parameters = [sizes for _, sizes in outside if sum(sizes) >= _width * _hidden // 2]
-    assert len(parameters) == (ys != P())
+    assert len(parameters) <= (ys != P()) * _sums(2)
+    assert len(parameters) >= (ys != P())
 
 
 @pytest.mark.parametrize("solver, adjoint", (_reversible,))
@@ -163,7 +171,10 @@ def test_explicit_axes_refused():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     ys, args = _arguments()
     ys = jax.device_put(ys, NamedSharding(mesh, _data))
-    loss = lambda *x: _loss_of_batch(*x, ReversibleALF2(), ReversibleAdjoint())
+    # JAX itself does not let all fields, and all solvers, look at such a state.
+    solver, adjoint = diffrax.Bosh3(), SymplecticAdjoint()
+    field = lambda t, y, args: -y
+    loss = lambda *x: _loss_of_batch(*x, solver, adjoint, field=field)
     with pytest.raises(NotImplementedError, match="Explicit.*AxisType.Auto"):
         jax.eval_shape(loss, ys, args)
 
@@ -171,6 +182,9 @@ def test_explicit_axes_refused():
 #
 # `jax.shard_map`
 #
+
+# Before jax 0.7 there is no `jax.set_mesh`.
+_set_mesh = getattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
 
 _shard_map_cases = (
     *_pairwise((True,), (False,)),
@@ -190,6 +204,37 @@ _shard_map_cases = (
 def _shard_map(f, out_specs, check_vma):
     specs = dict(in_specs=(_data, _everywhere), out_specs=out_specs)
     return jax.shard_map(f, mesh=_mesh, check_vma=check_vma, **specs)
+
+
+@pytest.mark.parametrize("solver, adjoint, check_vma", _shard_map_cases)
+def test_set_mesh(solver, adjoint, check_vma):
+    """Also of solves that are not vmapped."""
+
+    def loss(ys, args):
+        solve = lambda y: _solve(y, args, solver, adjoint, throw=not check_vma)
+        return jnp.sum(jnp.sin(solve(ys[0]) + solve(ys[1])))
+
+    def grad_inside(ys, args):
+        ys, args = jax.grad(loss, (0, 1))(ys, args)
+        return ys, args if check_vma else lax.psum(args, "data")
+
+    def total(ys, args):
+        return lax.psum(loss(ys, args), "data")
+
+    ys, args = _arguments()
+    arguments = ys[:8], args
+    solve = lambda y, args: _solve(y, args, solver, adjoint)
+
+    def unsharded(ys, args):
+        ys = jax.vmap(solve, (0, None))(ys, args)
+        return jnp.sum(jnp.sin(jnp.sum(ys.reshape(4, 2, -1), 1)))
+
+    expected = jit(jax.grad(unsharded, (0, 1)))(*arguments)
+    with _set_mesh(_mesh):
+        inside = jit(_shard_map(grad_inside, (_data, P()), check_vma))(*arguments)
+        outside = jit(jax.grad(_shard_map(total, P(), check_vma), (0, 1)))(*arguments)
+    assert tree_difference(inside, expected) < 1e-12
+    assert tree_difference(outside, expected) < 1e-12
 
 
 @pytest.mark.parametrize("solver, adjoint, check_vma", _shard_map_cases)
