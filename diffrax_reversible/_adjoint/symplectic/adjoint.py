@@ -165,8 +165,10 @@ SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
 - `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
     solve, which may be far more than it takes.
 - `keep`: What to keep of each of these steps: its `"states"`, which is least; its
-    `"stages"`, too; or the `"residuals"` of their derivatives, which is fastest, and takes
-    as much memory as [`diffrax.DirectAdjoint`][] where `checkpoints` is the number of
-    steps. [`diffrax.Euler`][] has one stage, which nothing is computed from: for it
-    `"stages"` are no more than `"states"`.
+    `"stages"`, too; or the `"residuals"` of their derivatives, which takes as much memory
+    as [`diffrax.DirectAdjoint`][] where `checkpoints` is the number of steps. That is
+    fastest where a single solve of a small vector field takes many steps. In a batch, or
+    where the residuals are large, to write and to read them takes longer on a CPU than to
+    evaluate the vector field again. [`diffrax.Euler`][] has one stage, which nothing is
+    computed from: for it `"stages"` are no more than `"states"`.
 """
