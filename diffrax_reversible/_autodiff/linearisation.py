@@ -39,11 +39,9 @@ class Linearisation:
     @staticmethod
     def trace(
         fn: Callable, varying: PyTree, fixed: PyTree, perturbed: PyTree
-    ) -> "Linearisation":
-        """`perturbed`: like `(varying, fixed)`, whether there are tangents.
-
-        **Raises:** `NotImplementedError` if the function has a `jax.custom_vjp`.
-        """
+    ) -> "Linearisation | None":
+        """`perturbed`: like `(varying, fixed)`, whether there are tangents. `None` if
+        the function has a `jax.custom_vjp`, whose residuals are its own."""
         leaves, inputs_tree = jtu.tree_flatten((varying, fixed))
         is_perturbed = tuple(inputs_tree.flatten_up_to(perturbed))
         derivative, tree = [], []
@@ -66,11 +64,7 @@ class Linearisation:
             leaves
         )
         if any(eqn.primitive.name == "custom_lin" for eqn in _equations(derivative[0])):
-            raise NotImplementedError(
-                '`adjoint=SymplecticAdjoint(keep="residuals")` does not support a '
-                "`jax.custom_vjp` in the vector field, whose residuals are its own. Use "
-                '`keep="stages"`.'
-            )
+            return None
         num_outputs, num_varying = len(shapes[0]), len(jtu.tree_leaves(varying))
         jaxpr, silent = closed.jaxpr, _without_effects(closed.jaxpr)
         # Each residual once; and whether it varies.

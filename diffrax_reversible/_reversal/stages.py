@@ -87,9 +87,16 @@ def linearise_stage(
     fixed_perturbed = jtu.tree_map(is_perturbed, fixed, perturbed, is_leaf=is_none)
     point_perturbed = jtu.tree_map(lambda _: True, point)
     varying_perturbed = (point_perturbed, (moves, moves), False)
-    return Linearisation.trace(
+    linearisation = Linearisation.trace(
         evaluate, varying, fixed, (varying_perturbed, fixed_perturbed)
     )
+    if linearisation is None:
+        raise NotImplementedError(
+            '`adjoint=SymplecticAdjoint(keep="residuals")` does not support a '
+            "`jax.custom_vjp` in the vector field, whose residuals are its own. Use "
+            '`keep="stages"`.'
+        )
+    return linearisation
 
 
 def evaluate_linearised(
