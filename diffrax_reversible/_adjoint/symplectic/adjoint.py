@@ -1,10 +1,15 @@
 """Exact gradients of any explicit Runge-Kutta solve, one stage at a time."""
 
 import equinox as eqx
-from diffrax import Euler
+import lineax as lx
+from diffrax import Euler, ImplicitEuler
 
+from ..._reversal.diagonal_runge_kutta import LinearSystems
 from ..._reversal.sde import refuse_unsafe_sde
-from ..._solver.runge_kutta.tableau import steps_by_tableau
+from ..._solver.runge_kutta.tableau import (
+    steps_by_diagonal_tableaus,
+    steps_by_tableau,
+)
 from ..discrete.adjoint import AbstractDiscreteAdjoint, check_at_least_one
 from .sweep import SymplecticSweep
 
@@ -113,6 +118,12 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     capacity: int | None = eqx.field(static=True, default=None, kw_only=True)
     keep: str = eqx.field(static=True, default="states", kw_only=True)
     checkpoints: int | None = eqx.field(static=True, default=None, kw_only=True)
+    linear_solver: lx.AbstractLinearSolver | None = eqx.field(
+        default=None, kw_only=True
+    )
+    linear_tags: frozenset[object] = eqx.field(
+        static=True, default=frozenset(), kw_only=True
+    )
 
     def __check_init__(self):
         for name in ("capacity", "checkpoints"):
@@ -128,20 +139,29 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
         del passed_solver_state
         # Not `isinstance`, which would also ask the solver inside of a wrapped solver.
         kind = type(solver)
-        if not steps_by_tableau(kind):
+        if not (steps_by_tableau(kind) or steps_by_diagonal_tableaus(kind)):
             raise ValueError(
-                "`adjoint=SymplecticAdjoint()` differentiates explicit Runge-Kutta "
-                "solvers, for example `solver=diffrax.Tsit5()`, that do not override "
-                f"`step`; got `solver={kind.__name__}()`. Use "
+                "`adjoint=SymplecticAdjoint()` differentiates explicit and diagonally "
+                "implicit Runge-Kutta solvers, for example `solver=diffrax.Tsit5()` or "
+                "`solver=diffrax.Kvaerno5()`, that do not override `step`; got "
+                f"`solver={kind.__name__}()`. Use "
                 "`adjoint=ReversibleAdjoint()` for a reversible solver, or "
                 "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
+            )
+        if self.keep == "residuals" and not steps_by_tableau(kind):
+            raise NotImplementedError(
+                '`adjoint=SymplecticAdjoint(keep="residuals")` is for explicit '
+                "Runge-Kutta solvers with one tableau, for example "
+                f"`solver=diffrax.Tsit5()`; got `solver={kind.__name__}()`. Use "
+                '`keep="stages"`.'
             )
         refuse_unsafe_sde("SymplecticAdjoint", terms)
 
     def _keeps(self, solver) -> str:
-        # Euler's method has one stage, which nothing is computed from.
-        is_euler = isinstance(solver, Euler)
-        return "states" if is_euler and self.keep == "stages" else self.keep
+        # These have one stage, which nothing is computed from, or the end of the step
+        # tells.
+        has_one_stage = issubclass(type(solver), Euler | ImplicitEuler)
+        return "states" if has_one_stage and self.keep == "stages" else self.keep
 
     def sweep(self, loop, static, problem, throw, passed_solver_state):
         return SymplecticSweep(
@@ -153,6 +173,7 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
             self.checkpoints,
             self._keeps(problem.parameters.solver),
             passed_solver_state,
+            LinearSystems(self.linear_solver, self.linear_tags),
         )
 
 
