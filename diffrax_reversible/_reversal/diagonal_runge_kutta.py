@@ -20,7 +20,7 @@ from .._solver.runge_kutta.tableau import (
     has_several_tableaus,
 )
 from .._tree import add, combine, outer, scale, where
-from .._types import BoolScalarLike, IntScalarLike, Y
+from .._types import BoolScalarLike, Y
 from .base import AbstractReversal, ReverseStep
 from .failure import distrusted, has_failed
 from .stages import Stages
