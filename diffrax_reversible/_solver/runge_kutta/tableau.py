@@ -42,32 +42,14 @@ class Tableau(NamedTuple):
 def with_differentiable_stages(solver: AbstractSolver) -> AbstractSolver:
     """The solver, with loops over stages that know forward mode, which the default ones
     do not; also those of a solver inside of it."""
-    return _with_scan_kind(solver, lambda _, kind: "lax" if kind is None else kind)
-
-
-def with_pullable_stages(solver: AbstractSolver) -> AbstractSolver:
-    """The solver, with loops over stages that know reverse mode, and forward mode over
-    it; also those of a solver inside of it."""
-
-    def choose(kind, scan_kind):
-        # Those of other solvers are `jax.lax.scan`.
-        loops = issubclass(kind, AbstractRungeKutta) and scan_kind == "lax"
-        return "bounded" if loops else scan_kind
-
-    return _with_scan_kind(solver, choose)
-
-
-def _with_scan_kind(solver: AbstractSolver, choose) -> AbstractSolver:
     # Not `isinstance`, which would also ask the solver inside of a wrapped solver.
-    def is_leaf(x):
-        return issubclass(type(x), AbstractSolver) and hasattr(type(x), "scan_kind")
+    is_leaf = lambda x: issubclass(type(x), AbstractRungeKutta)
 
     def one(x):
-        if not is_leaf(x):
+        if not is_leaf(x) or x.scan_kind is not None:
             return x
         is_none = lambda x: x is None
-        kind = choose(type(x), x.scan_kind)
-        return eqx.tree_at(lambda s: s.scan_kind, x, kind, is_leaf=is_none)
+        return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=is_none)
 
     return jtu.tree_map(one, solver, is_leaf=is_leaf)
 
