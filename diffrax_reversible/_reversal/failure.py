@@ -44,7 +44,10 @@ def distrusted(x: PyTree, size: Array, failed: BoolScalarLike) -> PyTree:
 
 def has_failed(result: RESULTS) -> BoolScalarLike:
     """Whether a step has failed; `False` itself where it cannot."""
-    return ~jnp.asarray(is_okay(result)) if result.is_traced() else False
+    if result.is_traced():
+        return jnp.logical_not(is_okay(result))
+    with jax.ensure_compile_time_eval():
+        return not bool(is_okay(result))
 
 
 def or_nan(result: RESULTS, x: PyTree) -> PyTree:
