@@ -87,6 +87,19 @@ def succeeded(state) -> BoolScalarLike:
     return is_successful(state.result)
 
 
+def solver_failed(state) -> BoolScalarLike:
+    """Whether an accepted step is wrong: the root finder of its solver has failed."""
+    fine = (
+        RESULTS.successful,
+        RESULTS.event_occurred,
+        RESULTS.max_steps_reached,
+        RESULTS.max_steps_rejected,
+        RESULTS.dt_min_reached,
+    )
+    okay = [state.result == x for x in fine]
+    return jnp.logical_not(jnp.any(jnp.stack(list(map(jnp.asarray, okay)))))
+
+
 def reached_max_steps(state) -> BoolScalarLike:
     return state.result == RESULTS.max_steps_reached
 

@@ -25,7 +25,7 @@ from .problem import Model
 
 _WAYS_OUT = (
     "Use `adjoint=ReversibleAdjoint()` with a reversible solver, "
-    "`adjoint=SymplecticAdjoint()` with an explicit Runge-Kutta solver, or "
+    "`adjoint=SymplecticAdjoint()` with a Runge-Kutta solver, or "
     "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
 )
 
@@ -55,12 +55,12 @@ def _is_ordinary(term: AbstractTerm) -> bool:
     return len(overridden) == 0 and all(map(_is_ordinary, parts))
 
 
-def refuse_unsupported(solver, terms, saveat, event) -> None:
-    def refuse(what: str):
-        raise NotImplementedError(unsupported(what))
+def _refuse(what: str):
+    raise NotImplementedError(unsupported(what))
 
-    if event is not None:
-        refuse("`diffeqsolve(..., event=...)`")
+
+def refuse_unsupported_terms(solver, terms) -> None:
+    refuse = _refuse
     if is_sde(terms):
         refuse("stochastic differential equations")
     if jtu.tree_structure(solver.term_structure) != jtu.tree_structure(0):
@@ -74,6 +74,13 @@ def refuse_unsupported(solver, terms, saveat, event) -> None:
             "methods of their own. (A `ControlTerm` whose control is differentiable is "
             "made one by `ControlTerm.to_ode()`.)"
         )
+
+
+def refuse_unsupported(solver, terms, saveat, event) -> None:
+    refuse = _refuse
+    if event is not None:
+        refuse("`diffeqsolve(..., event=...)`")
+    refuse_unsupported_terms(solver, terms)
     if saveat.dense:
         refuse("`SaveAt(dense=True)`")
     for sub in jtu.tree_leaves(saveat.subs, is_leaf=is_subsaveat):

@@ -1,19 +1,22 @@
-"""Exact gradients of any explicit Runge-Kutta solve, one stage at a time."""
+"""Exact gradients of any Runge-Kutta solve, explicit or implicit, one stage at a
+time."""
 
 import equinox as eqx
-from diffrax import Euler
+import lineax as lx
+from diffrax import Euler, ImplicitEuler
 
-from ..._reversal.sde import refuse_unsafe_sde
-from ..._solver.runge_kutta.tableau import steps_by_tableau
+from ..._reversal.diagonal_runge_kutta import LinearSystems
 from ..discrete.adjoint import AbstractDiscreteAdjoint, check_at_least_one
+from .refusal import refuse_unsupported
 from .sweep import SymplecticSweep
 
 
 class SymplecticAdjoint(AbstractDiscreteAdjoint):
-    r"""Exact gradients for any explicit Runge-Kutta solver of diffrax, with the memory of
-    the steps and of *one* evaluation of the vector field: the symplectic adjoint method.
-    Differentiates the numerical solution itself ("discretise-then-optimise") and gives
-    the gradients of [`diffrax.RecursiveCheckpointAdjoint`][] up to rounding.
+    r"""Exact gradients for any Runge-Kutta solver of diffrax, explicit, diagonally
+    implicit or both (IMEX), with the memory of the steps and of *one* evaluation of the
+    vector field: the symplectic adjoint method. Differentiates the numerical solution
+    itself ("discretise-then-optimise") and gives the gradients of
+    [`diffrax.RecursiveCheckpointAdjoint`][] up to rounding.
 
     The state at the start of every accepted step is remembered. On the way back the
     stages of the step are computed again, and then pulled back one by one, the last one
@@ -23,7 +26,8 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     Use it where the state is small and the vector field is a large network, and
     wherever a reversal would lose the solution: nothing is undone here, so that
     contraction, however strong and long, does no harm. With any solver of
-    diffrax of this kind it is the adjoint to recommend then. Where the state is large
+    diffrax of this kind it is the adjoint to recommend then; with implicit solvers, for
+    stiff problems, it is the only exact one of this package. Where the state is large
     itself, and steps are many, [`diffrax_reversible.ReversibleAdjoint`][] needs no
     memory for them; or pass `checkpoints`.
 
@@ -58,6 +62,33 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     $g_i = \sum_{j>i} a_{ji} m_j$ is the limit. This is what is computed here; the
     cotangents of parameters are $\sum_i h\, (\partial f / \partial \theta)^\top g_i$.
 
+    **Implicit solvers.** Stage $i$ of [`diffrax.ImplicitEuler`][], [`diffrax.Kvaerno3`][],
+    [`diffrax.KenCarp4`][] and their relatives solves $k_i = h f(Y_i)$ with $Y_i = P_i +
+    a_{ii} k_i$, where $P_i$ is known from the stages before. It is pulled back by the
+    implicit function theorem, whatever iterations found it: with $J_i = h\, \partial f /
+    \partial Y_i$,
+
+    $(I - a_{ii} J_i)^\top w_i = g_i, \quad m_i = J_i^\top w_i$
+
+    and the cotangents of parameters are $\sum_i h\, (\partial f / \partial \theta)^\top
+    w_i$. That takes one linear system for each stage, solved by lineax (`linear_solver`,
+    `linear_tags`). Of several terms with a tableau each (IMEX) the explicit ones need no
+    system. The stages are found again by the root finder of the solver, or kept.
+
+    The theorem holds at a root, and the stages are roots up to the tolerance of the root
+    finder: the gradient is exact up to that. By default it is the tolerance of the
+    step-size controller, times the 0.01 with which [`diffrax.VeryChord`][] asks for more,
+    so that what is missing is smaller than the error of the solution. Where gradients are
+    compared more closely than this, pass `root_finder=diffrax.VeryChord(rtol=1e-12,
+    atol=1e-12)` or the like to the solver. (Steps that are made again between two kept
+    states start with the vector field there, and not with the last stage that the root
+    finder has found, so that they are the steps of the solve up to this tolerance.)
+
+    Where a root finder has failed, or a system could not be solved, the gradient is NaN,
+    or there is an error; an element of a batch that has failed and that the loss leaves
+    out adds zero. A `linear_solver` that answers singular systems, such as
+    `lineax.SVD()`, hides that they are.
+
     **Cost** of a gradient, with a solver of `s` stages (not counting the last one of a
     solver like [`diffrax.Tsit5`][], which is the first of the next step): per accepted
     step `s` evaluations of the vector field to find the stages again, and another `s`
@@ -75,6 +106,13 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     steps, and of each there is what all its `s` evaluations keep to be pulled back, but
     for what is the same in every step, as the parameters are.
 
+    An implicit stage costs what its root finder takes to find it, as in the solve, unless
+    stages are kept; and to pull it back two evaluations of the vector field with their
+    derivatives, and the solution of a linear system. By default its matrix is made, of
+    the size of the state squared, from one Jacobian-vector product for each component of
+    the state, and is gone before the next stage. With `linear_solver=lineax.GMRES(rtol,
+    atol)` there is no matrix.
+
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
     batch share are summed in every stage: memory and time are those of a solve with a
     batched state.
@@ -84,13 +122,14 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
 
     **Raises:**
 
-    - `ValueError` if the solver is not an explicit Runge-Kutta one, for Brownian motion
+    - `ValueError` if the solver is not a Runge-Kutta one with a tableau, explicit or
+        diagonally implicit (the stochastic ones of diffrax are not), for Brownian motion
         that cannot be looked up again, and where a solve with adaptive steps and
         `max_steps=None` is differentiated without `capacity`.
     - `RuntimeError`, when it is traced, for derivatives with respect to parameters of
         the step-size controller, and for reverse mode over another derivative.
-    - `NotImplementedError` for ordered effects in the vector field; and for a
-        `jax.custom_vjp` in it with `keep="residuals"`.
+    - `NotImplementedError` for ordered effects in the vector field; and with
+        `keep="residuals"` for a `jax.custom_vjp` in it, and for implicit solvers.
     - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
         `diffeqsolve(..., throw=False)`.
     - `RuntimeError`, when a gradient is run, if more than `capacity` adaptive steps are
@@ -113,6 +152,12 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     capacity: int | None = eqx.field(static=True, default=None, kw_only=True)
     keep: str = eqx.field(static=True, default="states", kw_only=True)
     checkpoints: int | None = eqx.field(static=True, default=None, kw_only=True)
+    linear_solver: lx.AbstractLinearSolver | None = eqx.field(
+        default=None, kw_only=True
+    )
+    linear_tags: frozenset[object] = eqx.field(
+        static=True, default=frozenset(), kw_only=True
+    )
 
     def __check_init__(self):
         for name in ("capacity", "checkpoints"):
@@ -126,22 +171,13 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
 
     def refuse(self, solver, terms, passed_solver_state):
         del passed_solver_state
-        # Not `isinstance`, which would also ask the solver inside of a wrapped solver.
-        kind = type(solver)
-        if not steps_by_tableau(kind):
-            raise ValueError(
-                "`adjoint=SymplecticAdjoint()` differentiates explicit Runge-Kutta "
-                "solvers, for example `solver=diffrax.Tsit5()`, that do not override "
-                f"`step`; got `solver={kind.__name__}()`. Use "
-                "`adjoint=ReversibleAdjoint()` for a reversible solver, or "
-                "`adjoint=diffrax.RecursiveCheckpointAdjoint()`."
-            )
-        refuse_unsafe_sde("SymplecticAdjoint", terms)
+        refuse_unsupported(solver, terms, self.keep)
 
     def _keeps(self, solver) -> str:
-        # Euler's method has one stage, which nothing is computed from.
-        is_euler = isinstance(solver, Euler)
-        return "states" if is_euler and self.keep == "stages" else self.keep
+        # These have one stage, which nothing is computed from, or the end of the step
+        # tells.
+        has_one_stage = issubclass(type(solver), Euler | ImplicitEuler)
+        return "states" if has_one_stage and self.keep == "stages" else self.keep
 
     def sweep(self, loop, static, problem, throw, passed_solver_state):
         return SymplecticSweep(
@@ -153,6 +189,7 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
             self.checkpoints,
             self._keeps(problem.parameters.solver),
             passed_solver_state,
+            LinearSystems(self.linear_solver, self.linear_tags),
         )
 
 
@@ -170,5 +207,15 @@ SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
     fastest where a single solve of a small vector field takes many steps. In a batch, or
     where the residuals are large, to write and to read them takes longer on a CPU than to
     evaluate the vector field again. [`diffrax.Euler`][] has one stage, which nothing is
-    computed from: for it `"stages"` are no more than `"states"`.
+    computed from: for it `"stages"` are no more than `"states"`. So it is for
+    [`diffrax.ImplicitEuler`][]. Implicit solvers have no `"residuals"`; with their
+    `"stages"` no root is looked for again.
+- `linear_solver`: How the linear system of an implicit stage is solved, for example
+    `lineax.GMRES(rtol, atol)` for large states, where its matrix is never made. `None`:
+    with the linear solver of the solver's root finder, which solves the same systems,
+    but for the transpose; by default that is
+    `lineax.AutoLinearSolver(well_posed=None)`.
+- `linear_tags`: What is known of the matrices of these systems, $I - a_{ii} J_i$, for
+    example `frozenset({lineax.tridiagonal_tag})`, so that `lineax.AutoLinearSolver` can
+    make use of it. It is not checked. Not used where the state is complex.
 """

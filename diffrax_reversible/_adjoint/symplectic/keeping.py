@@ -13,6 +13,8 @@ from jaxtyping import PyTree
 from ..._autodiff.linearisation import Linearisation
 from ..._compat import unvmap_any, ω
 from ..._reversal.base import StepInputs
+from ..._reversal.diagonal_runge_kutta import no_stages_of_each
+from ..._reversal.failure import or_nan
 from ..._reversal.stages import evaluate_linearised, no_stages
 from ..._solver.runge_kutta.tableau import full_tableau_of
 from ..._solver.updates.repeat import is_small
@@ -65,14 +67,15 @@ class KeepsStages(AbstractKeepingSolver):
 
     def nothing_kept(self, inputs, y, solver_state):
         del inputs, solver_state
-        return no_stages(type(self.solver), y)
+        return no_stages_of_each(type(self.solver), y)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         solver_state, _ = solver_state
         y1, y_error, dense_info, solver_state, result = self.solver.step(
             terms, t0, t1, y0, args, solver_state, made_jump
         )
-        return y1, y_error, dense_info, (solver_state, dense_info["k"]), result
+        k = or_nan(result, dense_info["k"])
+        return y1, y_error, dense_info, (solver_state, k), result
 
 
 class KeepsResiduals(AbstractKeepingSolver):

@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -14,15 +13,28 @@ from jaxtyping import Array, PyTree
 from ..._autodiff.linearisation import Linearisation
 from ..._autodiff.sweep import Inputs
 from ..._loop.problem import join, Problem
-from ..._loop.state import differentiated, next_step, num_accepted, with_solver_state
+from ..._loop.state import (
+    differentiated,
+    next_step,
+    num_accepted,
+    solver_failed,
+    with_solver_state,
+)
 from ..._reversal.base import StepInputs
+from ..._reversal.diagonal_runge_kutta import (
+    DiagonalRungeKuttaReversal,
+    LinearSystems,
+    solve_stages,
+)
 from ..._reversal.explicit_runge_kutta import ExplicitRungeKuttaReversal
+from ..._reversal.failure import doubt_of_failed, doubt_of_masked, or_nan
 from ..._reversal.stages import (
     linearise_stage,
     shared_residuals,
     StageResiduals,
     Stages,
 )
+from ..._solver.runge_kutta.tableau import steps_by_tableau
 from ..._tree import where
 from ..._types import IntScalarLike, Y
 from ..discrete.checkpoints import Checkpoints, EveryState
@@ -79,11 +91,13 @@ class SymplecticSweep(AbstractStepSweep):
     - `keep`: what is kept of a step: "states", "stages" or "residuals".
     - `passed_solver_state`: whether what the solver has cached at the start of the solve
         is to be used.
+    - `systems`: how the linear systems of implicit stages are solved.
     """
 
     slots: int | None
     keep: str
     passed_solver_state: bool
+    systems: LinearSystems
 
     def _start(self, solver: AbstractSolver, y: Y, solver_state: PyTree, kept) -> Start:
         """The start of a step of `solver`, and what it has `kept` of it."""
@@ -210,8 +224,26 @@ class SymplecticSweep(AbstractStepSweep):
             evaluates_first = step.active & (is_first & first_step | made_jump)
             if self.passed_solver_state:
                 cached = is_first & ~first_step & ~made_jump
+        kind = type(problem.parameters.solver)
+        if not steps_by_tableau(kind):
+            y1, _ = carry.end
+            y1 = where(finite | (carry.size != 0), y1, start.y)
+            stages = start.stages
+            if stages is None:
+                size = carry.size
+                stages = solve_stages(step, start.y, y1, solver_state, cached, size)
+            reversal = DiagonalRungeKuttaReversal(
+                kind,
+                start.y,
+                solver_state,
+                evaluates_first,
+                stages,
+                self.systems,
+                carry.size,
+            )
+            return reversal, segment
         reversal = ExplicitRungeKuttaReversal(
-            type(problem.parameters.solver),
+            kind,
             start.y,
             solver_state,
             evaluates_first,
@@ -242,7 +274,7 @@ class SymplecticSweep(AbstractStepSweep):
         def make(loop):
             _, i, y, solver_state, starts = loop
             t0, t1 = steps.interval(i, span)
-            y1, _, _, solver_state1, _ = solver.step(
+            y1, _, _, solver_state1, result = solver.step(
                 parameters.terms,
                 t0,
                 t1,
@@ -255,7 +287,8 @@ class SymplecticSweep(AbstractStepSweep):
             start = self._start(solver, y, solver_state, made)
             go_on = due & (i < end)
             starts = starts.keep(i - before, start, go_on & (i >= before))
-            y = where(go_on, y1, y)
+            # A root finder may fail this time.
+            y = where(go_on, or_nan(result, y1), y)
             return batch.any(due & (i + 1 < end)), i + 1, y, solver_state1, starts
 
         def remake():
@@ -286,23 +319,8 @@ class SymplecticSweep(AbstractStepSweep):
 
     def doubt(self, solved, carry):
         y, *_ = differentiated(solved.final)
-        return _doubt_of_masked(carry.size, norm(lax.stop_gradient(y)))
-
-
-@jax.custom_jvp
-def _doubt_of_masked(size: Array, y_size: Array) -> Array:
-    """Zero. Under forward mode NaN, where the states were left out since there were no
-    cotangents, but there are tangents of these."""
-    del y_size
-    # Not a constant, which `jax.vmap` would give another shape than its tangent.
-    return jnp.where(size == 0, jnp.zeros_like(size), 0)
-
-
-@_doubt_of_masked.defjvp
-def _(primals, tangents):
-    (size, y_size), (tangent_size, _) = primals, tangents
-    wrong = ~jnp.isfinite(y_size) & (size == 0) & (tangent_size != 0)
-    return _doubt_of_masked(*primals), jnp.where(wrong, jnp.nan, 0).astype(size.dtype)
+        doubt = doubt_of_masked(carry.size, norm(lax.stop_gradient(y)))
+        return doubt + doubt_of_failed(carry.size, solver_failed(solved.final))
 
 
 def _inputs_of(problem: Problem) -> StepInputs:

@@ -1,4 +1,4 @@
-"""The stages of an explicit Runge-Kutta step."""
+"""The stages of a Runge-Kutta step."""
 
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from diffrax import (
     AbstractTerm,
     ButcherTableau,
     Euler,
+    ImplicitEuler,
+    MultiButcherTableau,
 )
 from jaxtyping import PyTree
 
@@ -77,6 +79,59 @@ def full_tableau_of(kind: type[AbstractSolver]) -> Tableau:
     for i, row in enumerate(tableau.a_lower):
         a[i + 1, : len(row)] = row
     return Tableau(a, tableau.b_sol, np.append(0.0, tableau.c), tableau.b_error, 0.0)
+
+
+class DiagonalTableau(NamedTuple):
+    """The stages of a step that depend each on those before and on itself, for one of
+    the terms.
+
+    - `a`, `b`, `c`: as usual, `a` strictly lower triangular.
+    - `diagonal`: that of `a`; zero for explicit stages.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    diagonal: np.ndarray
+
+
+def has_several_tableaus(kind: type[AbstractSolver]) -> bool:
+    """Whether the stages are a tuple, of those of each of several terms."""
+    return isinstance(getattr(kind, "tableau", None), MultiButcherTableau)
+
+
+def steps_by_diagonal_tableaus(kind: type[AbstractSolver]) -> bool:
+    """Whether solvers of this class step as their tableaus say: Runge-Kutta solvers,
+    diagonally implicit ones too, that do not override how diffrax makes a step."""
+    if issubclass(kind, ImplicitEuler):
+        return kind.step is ImplicitEuler.step and kind.init is ImplicitEuler.init
+    return (
+        issubclass(kind, AbstractRungeKutta)
+        and kind.step is AbstractRungeKutta.step
+        and kind.init is AbstractRungeKutta.init
+    )
+
+
+def diagonal_tableaus_of(kind: type[AbstractSolver]) -> tuple[DiagonalTableau, ...]:
+    """The tableaus of one of diffrax's Runge-Kutta solvers, or of
+    [`diffrax.ImplicitEuler`][]: of each term, if they have one each."""
+    if issubclass(kind, ImplicitEuler):
+        one = np.ones(1)
+        return (DiagonalTableau(np.zeros((1, 1)), one, one, one),)
+    assert issubclass(kind, AbstractRungeKutta)
+    tableau: Any = kind.tableau
+    several = has_several_tableaus(kind)
+    return tuple(map(_diagonal_tableau, tableau.tableaus if several else (tableau,)))
+
+
+def _diagonal_tableau(tableau: ButcherTableau) -> DiagonalTableau:
+    s = tableau.num_stages
+    a, diagonal = np.zeros((s, s)), tableau.a_diagonal
+    for i, row in enumerate(tableau.a_lower):
+        a[i + 1, : len(row)] = row
+    c = np.append(tableau.c1 or 0.0, tableau.c)
+    diagonal = np.zeros(s) if diagonal is None else np.asarray(diagonal, float)
+    return DiagonalTableau(a, tableau.b_sol, c, diagonal)
 
 
 def tableau_of(kind: type[AbstractSolver]) -> Tableau:

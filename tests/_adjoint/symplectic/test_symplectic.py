@@ -1,13 +1,22 @@
 """`SymplecticAdjoint`: where no reversal can succeed, with controls, and what it refuses.
 Its gradients are tested with those of `ReversibleAdjoint`, in `discrete`."""
 
+import re
+
 import diffrax
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
-from diffrax_reversible import EES25, Reversible, ReversibleALF4, SymplecticAdjoint
+from diffrax_reversible import (
+    EES25,
+    InterpolatedAdjoint,
+    Reversible,
+    ReversibleAdjoint,
+    ReversibleALF4,
+    SymplecticAdjoint,
+)
 
 from ...helpers import check, jit, UNROLLED, weigh
 from ...reference import Problem, unrolled
@@ -107,22 +116,123 @@ def test_cde(keep):
 #
 
 
+class _Overrides(diffrax.Tsit5):
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        return super().step(terms, t0, t1, y0, args, solver_state, made_jump)
+
+
+class _Own(diffrax.AbstractSolver):
+    """A user's, of a kind of its own."""
+
+    term_structure = diffrax.AbstractTerm
+    interpolation_cls = diffrax.LocalLinearInterpolation
+
+    def order(self, terms):
+        return 1
+
+    def init(self, terms, t0, t1, y0, args):
+        return None
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        k = terms.vf_prod(t0, y0, args, terms.contr(t0, t1))
+        y1 = jax.tree.map(jnp.add, y0, k)
+        dense_info, okay = dict(y0=y0, y1=y1), diffrax.RESULTS.successful
+        return y1, None, dense_info, None, okay
+
+
+class _OwnIto(_Own, diffrax.AbstractItoSolver):
+    pass
+
+
+def _ode():
+    return diffrax.ODETerm(lambda t, y, a: -a * y), jnp.ones(2)
+
+
+def _pair():
+    one = lambda sign: diffrax.ODETerm(lambda t, y, a: sign * a * y)
+    return (one(1), one(-1)), (jnp.ones(2), jnp.ones(2))
+
+
+def _with_noise(area=None, additive=False):
+    def terms():
+        shape, key = (), jr.PRNGKey(0)
+        kwargs = {} if area is None else dict(levy_area=area)
+        path = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-2, shape, key, **kwargs)
+        diffusion = lambda t, y, a: a * (jnp.ones_like(y) if additive else jnp.sin(y))
+        drift = diffrax.ODETerm(lambda t, y, a: -a * y)
+        y0 = jnp.ones(2)
+        return diffrax.MultiTerm(drift, diffrax.ControlTerm(diffusion, path)), y0
+
+    return terms
+
+
+def _langevin():
+    area = diffrax.SpaceTimeTimeLevyArea
+    path = diffrax.VirtualBrownianTree(
+        0.0, 1.0, 1e-2, (2,), jr.PRNGKey(0), levy_area=area
+    )
+    gamma, u = jnp.ones(2), jnp.ones(2)
+    drift = diffrax.UnderdampedLangevinDriftTerm(gamma, u, lambda x, a: a * x)
+    diffusion = diffrax.UnderdampedLangevinDiffusionTerm(gamma, u, path)
+    return diffrax.MultiTerm(drift, diffusion), (jnp.ones(2), jnp.ones(2))
+
+
+_AREA = diffrax.SpaceTimeLevyArea
+
+
 @pytest.mark.parametrize(
-    "solver",
+    "solver, problem, way",
     (
-        diffrax.Kvaerno3(),
-        diffrax.HalfSolver(diffrax.Tsit5()),
-        diffrax.ReversibleHeun(),
-        ReversibleALF4(),
-        Reversible(diffrax.Tsit5()),
-        EES25(),
+        (diffrax.HalfSolver(diffrax.Tsit5()), _ode, None),
+        (_Overrides(), _ode, InterpolatedAdjoint(8)),
+        (_Own(), _ode, InterpolatedAdjoint(8)),
+        (_OwnIto(), _with_noise(), None),
+        (diffrax.ReversibleHeun(), _ode, ReversibleAdjoint()),
+        (diffrax.ReversibleHeun(), _with_noise(), ReversibleAdjoint()),
+        (diffrax.LeapfrogMidpoint(), _ode, ReversibleAdjoint()),
+        (diffrax.SemiImplicitEuler(), _pair, ReversibleAdjoint()),
+        (ReversibleALF4(), _ode, ReversibleAdjoint()),
+        (Reversible(diffrax.Tsit5()), _ode, ReversibleAdjoint()),
+        (EES25(), _ode, ReversibleAdjoint()),
+        (diffrax.ItoMilstein(), _with_noise(), None),
+        (diffrax.StratonovichMilstein(), _with_noise(), None),
+        (diffrax.EulerHeun(), _with_noise(), None),
+        (diffrax.SEA(), _with_noise(_AREA, additive=True), None),
+        (diffrax.SRA1(), _with_noise(_AREA, additive=True), None),
+        (diffrax.ShARK(), _with_noise(_AREA, additive=True), None),
+        (diffrax.GeneralShARK(), _with_noise(_AREA), None),
+        (diffrax.SlowRK(), _with_noise(_AREA), None),
+        (diffrax.SPaRK(), _with_noise(_AREA), None),
+        (diffrax.ALIGN(), _langevin, None),
+        (diffrax.ShOULD(), _langevin, None),
+        (diffrax.QUICSORT(), _langevin, None),
     ),
+    ids=lambda x: type(x).__name__ if isinstance(x, diffrax.AbstractSolver) else "",
 )
-def test_solvers(solver):
-    with pytest.raises(ValueError, match="RecursiveCheckpointAdjoint"):
-        controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
-        options = dict(solver=solver, stepsize_controller=controller)
-        _solve(jnp.ones(2), 1.0, SymplecticAdjoint(), **options)
+def test_solvers(solver, problem, way):
+    """What is left outside, and that the ways out which are named do not refuse it, too:
+    always `RecursiveCheckpointAdjoint`."""
+    terms, y0 = problem()
+    named = [type(way).__name__] if way is not None else []
+    named.append("RecursiveCheckpointAdjoint")
+
+    def loss(args, adjoint):
+        options = dict(adjoint=adjoint, max_steps=16)
+        solution = diffrax.diffeqsolve(
+            terms, solver, 0.0, 1.0, 0.1, y0, args, **options
+        )
+        return weigh(solution.ys)
+
+    with pytest.raises(ValueError, match=type(solver).__name__) as error:
+        loss(1.0, SymplecticAdjoint())
+    found = re.findall("adjoint=(?:diffrax.)?([A-Za-z]*Adjoint)", str(error.value))
+    assert found == ["SymplecticAdjoint", *named]
+    for adjoint in (way, diffrax.RecursiveCheckpointAdjoint()):
+        if adjoint is not None:
+            jax.eval_shape(jax.grad(lambda args: loss(args, adjoint)), 1.0)
 
 
 def test_unsafe_brownian_path():
