@@ -103,6 +103,8 @@ class SymplecticSweep(AbstractStepSweep):
         """The start of a step of `solver`, and what it has `kept` of it."""
         f0 = None if solver_state is None else solver_state[1]
         if isinstance(solver, KeepsStages):
+            # At the start of the solve it may be a constant.
+            f0 = jtu.tree_map(jnp.asarray, f0)
             return Start(y, Stages(kept, f0), None, None)
         if isinstance(solver, KeepsResiduals):
             f0, residuals = kept
