@@ -39,6 +39,17 @@ def in_direction(
     return jtu.tree_map(wrap, terms, is_leaf=is_leaf)
 
 
+def to_bits(x: Array) -> Array:
+    """A number that is not negative as an integer, in the same order."""
+    x = lax.stop_gradient(x).astype(jnp.float32)
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def from_bits(x: Array) -> Array:
+    """The inverse of `to_bits`."""
+    return lax.bitcast_convert_type(x, jnp.float32)
+
+
 class UndoneInterpolation(AbstractLocalInterpolation):
     """The dense output of a step, as a function of the time `-t`."""
 
@@ -66,7 +77,7 @@ class UndoneState(eqx.Module):
     - `remaining`: the number of steps that are still to be undone.
     - `solver_state`: of the solver whose steps are undone.
     - `loss`: the largest difference of a solution that was found and the one that was kept
-        of it.
+        of it; its bits as an integer, which is not differentiated, nor found again.
     """
 
     remaining: IntScalarLike
@@ -142,8 +153,7 @@ class Undone(AbstractReversibleSolver, AbstractStratonovichSolver):
         )
         found, state, dense_info = reversal_of(self.solver).undo(step, End(y0, state))
         y1, state = before_step(state, found, restarts)
-        loss = norm(lax.stop_gradient((found**ω - y1**ω).ω))
-        loss = jnp.maximum(solver_state.loss, loss)
+        loss = jnp.maximum(solver_state.loss, to_bits(norm((found**ω - y1**ω).ω)))
         new = UndoneState(remaining - 1, state, loss)
         return y1, None, dict(dense_info=dense_info), new, RESULTS.successful
 

@@ -39,7 +39,7 @@ from .finished import (
     state_like,
     steps_of,
 )
-from .solver import in_direction, Undone, UndoneState
+from .solver import from_bits, in_direction, Undone, UndoneState
 
 
 _LOST = (
@@ -228,7 +228,6 @@ def go_back(
         "from there: use `Event(root_finder=None)`.",
     )
     undone = UndoneSteps(steps, span)
-    no_loss = jnp.zeros_like(norm(lax.stop_gradient(y1)))
     # As `diffeqsolve` turns time around.
     back = jnp.where(t_end < t0, 1, -1)
     found = diffeqsolve(
@@ -240,7 +239,7 @@ def go_back(
         y1,
         args,
         stepsize_controller=undone,
-        solver_state=UndoneState(steps.count, solver_state, no_loss),
+        solver_state=UndoneState(steps.count, solver_state, jnp.int32(0)),
         **(options | dict(saveat=_with_start(options["saveat"], dtype, name))),
     )
     (ts, _), (ys, y0) = found.ts, found.ys  # pyright: ignore
@@ -305,8 +304,8 @@ def _is_start(
     own = getattr(solver, "reversal_rtol", None)
     if rtol is None:
         rtol = default_rtol(y1, count) if own is None else own
-    rtol = jnp.asarray(rtol, state.loss.dtype)
     size = jnp.maximum(norm(y0), norm(y1))
+    rtol, loss = jnp.asarray(rtol, size.dtype), from_bits(state.loss).astype(size.dtype)
     okay = jnp.array(True)
     if type(solver_state1) is RestartState and not solver_state1.restarts:
         difference, largest = jtu.tree_map(jnp.asarray, solver_state1.largest)
@@ -323,7 +322,7 @@ def _is_start(
         loss = jnp.where(jnp.isfinite(loss) | jnp.isfinite(size), loss, 0)
         return is_trusted(loss, rtol, on_failure, describe)
 
-    okay = okay & check(state.loss, size, rtol, "solution before a restart")
+    okay = okay & check(loss, size, rtol, "solution before a restart")
     fresh, is_fresh = _floating(solver.init(terms, t0, t0, y0, args)), count > 0
     if type(solver_state0) is RestartState:
         is_fresh = is_fresh & (solver_state0.age == 0)
