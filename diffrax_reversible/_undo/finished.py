@@ -67,7 +67,9 @@ def steps_of(
         controller = ReplayedSteps(controller_state.record)
     elif knows_its_steps(controller) and not isinstance(controller, UndoneSteps):
         # Their times are not those of the solve, which move with `t0` and `t1`.
-        message = f"`{name}` does not differentiate with respect to steps that are given."
+        message = (
+            f"`{name}` does not differentiate with respect to steps that are given."
+        )
         controller = nondifferentiable(controller, msg=message)
     else:
         kind = type(controller).__name__

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.lax as lax
@@ -27,7 +27,7 @@ from .._reversal.registry import reversal_of
 from .._solver.base import AbstractReversibleSolver
 from .._solver.updates.restart import before_step, starts_with_restart
 from .._tree import norm
-from .._types import BoolScalarLike, IntScalarLike, RealScalarLike, Y
+from .._types import BoolScalarLike, IntScalarLike, RealScalarLike
 
 
 def in_direction(

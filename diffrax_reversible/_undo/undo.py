@@ -256,8 +256,8 @@ def go_back(
         on_failure,
     )
     saved = state.solver_state if options["saveat"].solver_state else None
-    if on_failure != "warn":
-        ys, saved = _or_nan(okay, (ys, saved))
+    # Who warns is content, and must not be optimised away.
+    ys, saved = _or_nan(okay, (ys, saved))
     where = lambda s: (s.ts, s.ys, s.solver_state)
     return eqx.tree_at(where, found, (ts, ys, saved), is_leaf=lambda x: x is None)
 

@@ -1,8 +1,9 @@
 """A solver that keeps what its restarts forget, and one that does not restart."""
 
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
+from diffrax import AbstractSolver
 
 from .restart import RestartRecord, RestartState
 from .solver import AbstractUpdateSolver
@@ -86,14 +87,14 @@ class RecordedRestarts(AbstractSameUpdates):
     solver: AbstractUpdateSolver
     capacity: int = eqx.field(static=True)
 
-    def __init__(self, solver: AbstractUpdateSolver, capacity: int = 32):
+    def __init__(self, solver: AbstractSolver, capacity: int = 32):
         _check("RecordedRestarts", solver)
         if capacity < 1:
             raise ValueError(
                 "`RecordedRestarts(capacity=...)` must be at least 1, the largest number "
                 f"of restarts that there is room for; got {capacity}."
             )
-        self.solver = solver
+        self.solver = cast(AbstractUpdateSolver, solver)
         self.capacity = capacity
 
     def init(self, terms, t0, t1, y0, args):

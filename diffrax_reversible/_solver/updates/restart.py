@@ -210,9 +210,7 @@ def before_step(solver_state: PyTree, y0: Y, restarts: BoolScalarLike):
     fresh = RestartState.fresh(copy, y0, None)
     due, largest, first = jnp.asarray(restarts), fresh.largest, fresh.first
     watched = solver_state.restarts
-    return y0, RestartState(
-        copy, due, largest, first, memory, watched, age, record
-    )
+    return y0, RestartState(copy, due, largest, first, memory, watched, age, record)
 
 
 def pull_back_record(
