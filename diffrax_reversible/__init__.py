@@ -20,8 +20,10 @@ from ._solver import (
     ALFComposition,
     EES25,
     EES27,
+    RecordedRestarts,
     Repeat,
     Restart,
+    RestartRecord,
     RestartState,
     Reversible,
     ReversibleALF2,
@@ -38,6 +40,7 @@ from ._solver import (
     SymplecticComposition6,
     SymplecticComposition8,
 )
+from ._undo import decode, encode, Encoding, undo
 
 
 __version__ = importlib.metadata.version("diffrax_reversible")
@@ -52,12 +55,15 @@ __all__ = [
     "Add",
     "EES25",
     "EES27",
+    "Encoding",
     "InterpolatedAdjoint",
+    "RecordedRestarts",
     "RecordedState",
     "RecordedSteps",
     "Repeat",
     "ReplayedSteps",
     "Restart",
+    "RestartRecord",
     "RestartState",
     "Reversible",
     "ReversibleALF2",
@@ -76,4 +82,7 @@ __all__ = [
     "SymplecticComposition4",
     "SymplecticComposition6",
     "SymplecticComposition8",
+    "decode",
+    "encode",
+    "undo",
 ]

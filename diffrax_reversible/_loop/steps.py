@@ -1,8 +1,9 @@
 """The intervals of the steps of a finished solve, as functions of `t0`, `t1` and `dt0`."""
 
 import equinox as eqx
+import jax.lax as lax
 import jax.numpy as jnp
-from diffrax import AbstractStepSizeController, ConstantStepSize, StepTo
+from diffrax import AbstractStepSizeController, ConstantStepSize, RESULTS, StepTo
 from jaxtyping import PyTree
 
 from .._controller import ReplayedSteps
@@ -14,7 +15,8 @@ from .state import constant_steps, follow_span, Span
 
 def knows_its_steps(controller: AbstractStepSizeController) -> bool:
     """Whether the steps can be told after the solve without a record of them."""
-    return isinstance(controller, ConstantStepSize | StepTo | ReplayedSteps)
+    known = ConstantStepSize | StepTo | ReplayedSteps | UndoneSteps
+    return isinstance(controller, known)
 
 
 class Steps(eqx.Module):
@@ -45,6 +47,8 @@ class Steps(eqx.Module):
             return self._constant_interval(controller, index, span)
         if isinstance(controller, ReplayedSteps):
             start, end = controller.record.intervals[index]
+        elif isinstance(controller, UndoneSteps):
+            start, end = controller.interval(index)
         elif isinstance(controller, StepTo):
             start, end = controller.ts[index], controller.ts[index + 1]
             end = jnp.where(index == self.count - 1, self.t_end, end)
@@ -92,3 +96,48 @@ class Steps(eqx.Module):
         end = node(index + 1)
         end = jnp.where(index == self.count - 1, follow(self.t_end, last), end)
         return start, end
+
+
+class UndoneSteps(AbstractStepSizeController[IntScalarLike, None]):
+    """Makes the steps of a finished solve again from the last to the first, each from its
+    end to its start, in the time `-t`.
+
+    - `steps`, `span`: of the solve.
+    """
+
+    steps: Steps
+    span: Span
+
+    def interval(self, index: IntScalarLike) -> tuple[RealScalarLike, RealScalarLike]:
+        """The interval of step number `index` (from 0) that is undone."""
+        return self._interval(self.steps.count - 1 - index)
+
+    def _interval(self, number: IntScalarLike):
+        start, end = self.steps.interval(jnp.maximum(number, 0), self.span)
+        empty = self.steps.count == 0
+        start, end = (jnp.where(empty, self.span.t0, t) for t in (start, end))
+        return lax.stop_gradient((-end, -start))
+
+    def start_before(self, remaining: IntScalarLike) -> RealScalarLike:
+        """Where the step before step number `remaining` (from 1) of the solve started; for
+        the first one, where that started."""
+        _, start = self._interval(remaining - 2)
+        return -start
+
+    def wrap(self, direction):
+        del direction
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        del terms, t0, t1, y0, dt0, args, func, error_order
+        _, tnext = self.interval(0)
+        return tnext, jnp.array(1)
+
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
+        del t0, y0, y1_candidate, args, y_error, error_order
+        done = controller_state >= self.steps.count
+        tprev, tnext = self.interval(controller_state)
+        tprev, tnext = jnp.where(done, t1, tprev), jnp.where(done, t1, tnext)
+        return True, tprev, tnext, False, controller_state + 1, RESULTS.successful

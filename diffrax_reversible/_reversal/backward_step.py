@@ -12,11 +12,7 @@ class BackwardStepReversal(AbstractReversal):
     **Cost:** that of `backward_step`, and a vector-Jacobian product of `step`.
     """
 
-    def dense_info(self, step, end):
-        _, dense_info, _ = self._undo(step, end)
-        return dense_info
-
-    def _undo(self, step, end):
+    def undo(self, step, end):
         inputs, (y1, solver_state1, _) = step.inputs, end
         y0, dense_info, solver_state0, _ = inputs.solver.backward_step(  # pyright: ignore
             inputs.terms,
@@ -28,10 +24,10 @@ class BackwardStepReversal(AbstractReversal):
             solver_state1,
             step.made_jump,
         )
-        return y0, dense_info, solver_state0
+        return y0, solver_state0, dense_info
 
     def pull_back(self, step, end, cotangent, batch, total):
-        y0, _, solver_state0 = self._undo(step, end)
+        y0, solver_state0, _ = self.undo(step, end)
         variables, fixed = eqx.partition(solver_state0, eqx.is_inexact_array)
 
         def forward(start, parameters):

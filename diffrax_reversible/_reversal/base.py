@@ -109,8 +109,14 @@ class AbstractReversal(eqx.Module):
         return None
 
     @abc.abstractmethod
+    def undo(self, step: ReverseStep, end: End) -> tuple[Y, PyTree, DenseInfo]:
+        """Undoes a step: the solution and the solver state at its start, and its dense
+        output. Where the step started with a restart, the state after that."""
+
     def dense_info(self, step: ReverseStep, end: End) -> DenseInfo:
         """The dense output of a step, from its end."""
+        _, _, dense_info = self.undo(step, end)
+        return dense_info
 
     @abc.abstractmethod
     def pull_back(

@@ -46,7 +46,7 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
     def _has_cache(self) -> bool:
         return self.solver_state is not None
 
-    def dense_info(self, step, end):
+    def undo(self, step, end):
         del end
         inputs, state0 = step.inputs, self.solver_state
         if self._has_cache:
@@ -64,7 +64,7 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
             state0,
             step.made_jump,
         )
-        return dense_info
+        return self.y0, self.solver_state, dense_info
 
     def _evaluate(self, step, i, point, parameters):
         """The vector field times the control, and the vector field, at stage `i`."""

@@ -24,23 +24,21 @@ class LeapfrogMidpointReversal(AbstractReversal):
         (y0, (_, ym1)), (y1, _) = before, after
         return ((y1**ω - 2 * y0**ω + ym1**ω) / 4).ω
 
-    def dense_info(self, step, end):
-        y1, (_, y0), _ = end
-        return dict(y0=y0, y1=y1)
+    def undo(self, step, end):
+        y1, (t0, y0), _ = end
+        tm1 = _previous(step, t0)
+        dy = _increment(step, y0, tm1, step.parameters)
+        return y0, (tm1, (y1**ω - dy**ω).ω), dict(y0=y0, y1=y1)
 
     def pull_back(self, step, end, cotangent, batch, total):
         y1, (t0, y0), _ = end
         cotangent_t0, cotangent_y0 = cotangent.solver_state
         dense = cotangent.dense_info or dict(y0=None, y1=None)
         cotangent_y1 = add(cotangent.y, dense["y1"])
-        # The solver forgets the start of the step before.
-        tm1 = jnp.asarray(step.t_previous, t0.dtype)
+        tm1 = _previous(step, t0)
 
         def increment(point, parameters):
-            y0, tm1 = point
-            inputs = step.inputs_of(parameters)
-            control = inputs.terms.contr(tm1, inputs.t1)
-            return inputs.terms.vf_prod(inputs.t0, y0, inputs.args, control)
+            return _increment(step, *point, parameters)
 
         dy, (from_dy, cotangent_tm1), total = batch.vjp(
             increment, (y0, tm1), step.parameters, cotangent_y1, total
@@ -55,3 +53,14 @@ class LeapfrogMidpointReversal(AbstractReversal):
             (cotangent_tm1, cotangent_y1),
             total,
         )
+
+
+def _previous(step, t0):
+    # The solver forgets the start of the step before.
+    return jnp.asarray(step.t_previous, t0.dtype)
+
+
+def _increment(step, y0, tm1, parameters):
+    inputs = step.inputs_of(parameters)
+    control = inputs.terms.contr(tm1, inputs.t1)
+    return inputs.terms.vf_prod(inputs.t0, y0, inputs.args, control)

@@ -18,9 +18,9 @@ from .base import AbstractReversal, End, ReverseStep
 def _refuse_jump(made_jump):
     if made_jump is not False:
         raise NotImplementedError(
-            "`adjoint=ReversibleAdjoint()` with `solver=diffrax.ReversibleHeun()` does "
-            "not support jumps in the vector field: at a jump this solver forgets its "
-            "state. Use `solver=ReversibleALF4()`."
+            "`solver=diffrax.ReversibleHeun()` does not support jumps in the vector field "
+            "where its steps are undone, by `ReversibleAdjoint` or by `undo`: at a jump "
+            "this solver forgets its state. Use `solver=ReversibleALF4()`."
         )
 
 
@@ -64,12 +64,14 @@ class ReversibleHeunReversal(AbstractReversal):
         half = scale(0.5, step.inputs.terms.prod(vf, control))
         return End((y**ω - half**ω).ω, (yhat, vf), pull_back)
 
-    def dense_info(self, step, end):
-        inputs, y1 = step.inputs, end.y
+    def undo(self, step, end):
+        _refuse_jump(step.made_jump)
+        inputs = step.inputs
         half = _half_of(step, inputs.terms.contr(inputs.t0, inputs.t1))
         y, yhat0 = self._middle(end, half, step.parameters)
         vf0 = inputs.terms.vf(inputs.t0, yhat0, inputs.args)
-        return dict(y0=(y**ω - half(vf0, step.parameters) ** ω).ω, y1=y1)
+        y0 = (y**ω - half(vf0, step.parameters) ** ω).ω
+        return y0, (yhat0, vf0), dict(y0=y0, y1=end.y)
 
     def _middle(self, end, half, parameters):
         y1, (yhat1, vf1), _ = end

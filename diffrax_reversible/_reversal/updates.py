@@ -19,6 +19,7 @@ from .._solver.updates.restart import (
     cotangent_of,
     jumps_after,
     make_anew,
+    pull_back_record,
     with_copy,
 )
 from .._solver.updates.solver import AbstractUpdateSolver, undo, Updates
@@ -45,9 +46,11 @@ class UpdatesReversal(AbstractReversal):
         made = solver.updates(inputs.terms, inputs.t0, inputs.t1, made_jump)
         return made._replace(updates=_as_jax(made.updates))
 
-    def dense_info(self, step, end):
-        states = self._states(step, end)
-        return self._updates(step, step.parameters).dense_info(*states)
+    def undo(self, step, end):
+        state0, state1, sums = self._states(step, end)
+        updates = self._updates(step, step.parameters)
+        solver_state0 = with_copy(end.solver_state, state0.solver_state)
+        return state0.y, solver_state0, updates.dense_info(state0, state1, sums)
 
     def _states(self, step, end):
         """The states at both ends, and the sums."""
@@ -84,10 +87,15 @@ class UpdatesReversal(AbstractReversal):
             loop = (jnp.asarray(batch.any(step.restarts)), carry)
             _, carry = lax.while_loop(lambda loop: loop[0], pull_back, loop)
         state, cotangent_state, total = carry
+        solver_state, cotangent_solver_state, recorded = pull_back_record(
+            end.solver_state, cotangent.solver_state, step.restarts
+        )
+        if recorded is not None:
+            cotangent_state = add(cotangent_state, State(*recorded))
         return (
-            (state.y, with_copy(end.solver_state, state.solver_state)),
+            (state.y, with_copy(solver_state, state.solver_state)),
             cotangent_state.y,
-            cotangent_of(cotangent.solver_state, cotangent_state.solver_state),
+            cotangent_of(cotangent_solver_state, cotangent_state.solver_state),
             total,
         )
 

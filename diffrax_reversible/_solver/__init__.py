@@ -19,7 +19,11 @@ from .symplectic.composition import (
     SymplecticComposition8 as SymplecticComposition8,
 )
 from .symplectic.stormer_verlet import StormerVerlet as StormerVerlet
-from .updates.restart import RestartState as RestartState
+from .updates.recorded import RecordedRestarts as RecordedRestarts
+from .updates.restart import (
+    RestartRecord as RestartRecord,
+    RestartState as RestartState,
+)
 from .updates.solver import AbstractUpdateSolver as AbstractUpdateSolver
 from .updates.update import (
     AbstractUpdate as AbstractUpdate,

@@ -24,7 +24,9 @@ class AbstractReversibleSolver(AbstractSolver):
     vector-Jacobian product of `step`. A gradient is as exact as `backward_step` is.
 
     A solver that is undone only nearly sets `reversal_rtol`, the `reversal_rtol` of
-    `ReversibleAdjoint` that its gradients are good for.
+    `ReversibleAdjoint` that its gradients are good for. One that is made of another
+    solver, and whose `backward_step` undoes the restarts of that, too, sets
+    `undoes_restarts`.
 
     ```python
     class MySolver(AbstractReversibleSolver):
@@ -34,6 +36,7 @@ class AbstractReversibleSolver(AbstractSolver):
     """
 
     reversal_rtol: ClassVar[float | None] = None
+    undoes_restarts: ClassVar[bool] = False
 
     @abc.abstractmethod
     def backward_step(

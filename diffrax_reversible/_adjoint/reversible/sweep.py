@@ -78,7 +78,7 @@ class ReversibleSweep(AbstractStepSweep):
 
     def init_states(self, problem):
         state, checkpoints, slots = _state(problem.state), None, self.slots
-        _refuse_restarts_inside(problem.parameters.solver, state)
+        refuse_restarts_inside(problem.parameters.solver, state)
         _, solver_state = state
         nearly = _own_rtol(problem) is not None
         if slots is None and (nearly or restarted(solver_state) is not False):
@@ -169,8 +169,8 @@ class ReversibleSweep(AbstractStepSweep):
             return end, loss
         found, (y, copy) = states.checkpoints.find(step.number - 1)
         found = found & step.active
-        _, solver_state = _state(solved.final)
-        known = (y, with_copy(solver_state, copy))
+        # Where a solver restarts, the solver state comes second in what is carried.
+        known = (y, with_copy(end[1], copy))
 
         def restart():
             loss = self._loss(solved, t0, end, known, step.restarts)
@@ -233,12 +233,13 @@ def _state(state: Any) -> tuple[PyTree, PyTree]:
     return y, solver_state
 
 
-def _refuse_restarts_inside(solver: AbstractSolver, state: tuple) -> None:
+def refuse_restarts_inside(solver: AbstractSolver, state: tuple) -> None:
     """Refuses a solver that is made of another one, which restarts."""
     _, solver_state = state
     is_leaf = lambda x: type(x) is RestartState
     leaves = filter(is_leaf, jtu.tree_leaves(solver_state, is_leaf=is_leaf))
     undone = isinstance(reversal_of(solver), UpdatesReversal) and is_leaf(solver_state)
+    undone = undone or getattr(solver, "undoes_restarts", False)
     if not undone and any(x.restarts for x in leaves):
         raise NotImplementedError(
             f"`{type(solver).__name__}` is undone by its `backward_step`, and the solver "

@@ -10,12 +10,61 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import AbstractSolver
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 from ..._compat import unvmap_any, ω
 from ..._tree import norm, where, zeros_of
-from ..._types import BoolScalarLike, RealScalarLike, Y
+from ..._types import BoolScalarLike, IntScalarLike, RealScalarLike, Y
 from .update import AbstractUpdate, Restart, State
+
+
+class RestartRecord(eqx.Module):
+    """The states before the restarts of a solve, in the order in which they were made.
+
+    - `y`, `copy`: the solution, and the second copy; with a leading axis of length
+        `capacity`, of which the first `count` rows are filled.
+    - `ages`: for each of them, that of the `RestartState`.
+    - `count`: how many restarts there were; more than `capacity` if there was no room.
+    """
+
+    y: PyTree
+    copy: PyTree
+    ages: Int[Array, " capacity"]
+    count: IntScalarLike
+
+    @property
+    def capacity(self) -> int:
+        """How many states there is room for."""
+        (capacity,) = self.ages.shape
+        return capacity
+
+    @staticmethod
+    def empty(capacity: int, y: Y, copy: PyTree) -> "RestartRecord":
+        """A record of no restarts, with room for `capacity`."""
+        room = lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x))
+        y, copy = jtu.tree_map(room, (y, copy))
+        return RestartRecord(y, copy, jnp.zeros(capacity, int), jnp.array(0))
+
+    def keep(
+        self, y: Y, copy: PyTree, age: IntScalarLike, due: BoolScalarLike
+    ) -> "RestartRecord":
+        """The record with one more state, if `due`."""
+        # What is out of range is dropped.
+        place = jnp.where(due, self.count, self.capacity)
+        write = lambda xs, x: xs.at[place].set(x)
+        y, copy = jtu.tree_map(write, (self.y, self.copy), (y, copy))
+        ages = self.ages.at[place].set(age)
+        return RestartRecord(y, copy, ages, self.count + jnp.where(due, 1, 0))
+
+    def last(self) -> tuple[Y, PyTree, IntScalarLike]:
+        """The state before the last restart, and its age."""
+        place = jnp.clip(self.count - 1, 0, self.capacity - 1)
+        return jtu.tree_map(lambda xs: xs[place], (self.y, self.copy, self.ages))
+
+    def without_last(self, pred: BoolScalarLike) -> "RestartRecord":
+        """The record without its last state, if `pred`."""
+        count = self.count - jnp.where(pred, 1, 0)
+        return eqx.tree_at(lambda r: r.count, self, count)
 
 
 class RestartState(eqx.Module):
@@ -25,7 +74,7 @@ class RestartState(eqx.Module):
     steps have a [`diffrax_reversible.Restart`][]. Its updates see the copy alone, as
     `State.solver_state`. Only the copy is differentiated.
 
-    Memory: the copy, the `memory`, and five numbers.
+    Memory: the copy, the `memory`, six numbers, and what is recorded.
 
     - `copy`: the second copy of the solution, or of the vector field; any pytree.
     - `due`: whether the two copies differ by more than the error estimate allows, so that
@@ -34,6 +83,10 @@ class RestartState(eqx.Module):
     - `first`: how large their difference was after the first step since the last restart.
     - `memory`: what of the last step the solver needs to tell.
     - `restarts`: `False` if the solver is only watched.
+    - `age`: the number of steps since the second copy was made anew, at the start of the
+        solve or by a restart.
+    - `record`: a `RestartRecord` if the solver is a
+        [`diffrax_reversible.RecordedRestarts`][].
     """
 
     copy: PyTree
@@ -42,6 +95,8 @@ class RestartState(eqx.Module):
     first: RealScalarLike
     memory: PyTree = None
     restarts: bool = eqx.field(static=True, default=True)
+    age: IntScalarLike = 0
+    record: RestartRecord | None = None
 
     @property
     def restarted(self) -> BoolScalarLike:
@@ -63,7 +118,8 @@ class RestartState(eqx.Module):
         largest = (jnp.zeros_like(size), size)
         no = jnp.array(False)
         first = jnp.zeros_like(size)
-        return RestartState(copy, no, largest, first, memory, ratio is not None)
+        age = jnp.array(0)
+        return RestartState(copy, no, largest, first, memory, ratio is not None, age)
 
 
 def copy_of(solver_state: PyTree) -> PyTree:
@@ -73,8 +129,11 @@ def copy_of(solver_state: PyTree) -> PyTree:
 
 def cotangent_of(solver_state: PyTree, copy: PyTree) -> PyTree:
     """The cotangent of a solver state, of which only the copy matters to the solution."""
-    zeros = jtu.tree_map(jnp.zeros_like, solver_state)
-    return with_copy(zeros, copy)
+    zeros = with_copy(jtu.tree_map(jnp.zeros_like, solver_state), copy)
+    if type(solver_state) is not RestartState:
+        return zeros
+    record = solver_state.record
+    return eqx.tree_at(lambda s: s.record, zeros, record, is_leaf=_is_none)
 
 
 def with_copy(solver_state: PyTree, copy: PyTree) -> PyTree:
@@ -103,6 +162,7 @@ def test_for_restart(
     y_error: Y | None,
 ) -> RestartState:
     """The solver state at the end of a step."""
+    y0_kept = y0
     y0, y1, error = lax.stop_gradient((y0, state1.y, y_error))
     # Of the step before a restart nothing is left.
     memory = where(~jnp.asarray(old.restarted), old.memory, 0)
@@ -120,8 +180,57 @@ def test_for_restart(
             ratio = jnp.where(size < 3 * first, 4 * ratio, ratio)
         due = _exceeds(difference, error, y0, y1, ratio, restart.order)
         due = due if old.restarts else old.due | due
-    memory = lax.stop_gradient(restart.memory(sums))
-    return RestartState(state1.solver_state, due, largest, first, memory, old.restarts)
+    memory, restarted = lax.stop_gradient(restart.memory(sums)), old.restarted
+    age, record = jnp.where(restarted, 0, old.age) + 1, old.record
+    if record is not None:
+        record = record.keep(y0_kept, old.copy, old.age, restarted)
+    copy, restarts = state1.solver_state, old.restarts
+    return RestartState(copy, due, largest, first, memory, restarts, age, record)
+
+
+def starts_with_restart(solver_state: PyTree) -> BoolScalarLike:
+    """Whether the step that ended here started with a restart before which the state was
+    kept; `False` itself if none is kept."""
+    if type(solver_state) is not RestartState or solver_state.record is None:
+        return False
+    return (solver_state.age == 1) & (solver_state.record.count > 0)
+
+
+def before_step(solver_state: PyTree, y0: Y, restarts: BoolScalarLike):
+    """The solution and the solver state at the start of a step that has been undone, from
+    those to which it has led; `restarts` is what `starts_with_restart` was at its end."""
+    if type(solver_state) is not RestartState:
+        return y0, solver_state
+    copy, age, record = solver_state.copy, solver_state.age - 1, solver_state.record
+    if record is not None:
+        y0, copy, age = where(restarts, record.last(), (y0, copy, age))
+        record = record.without_last(restarts)
+    # What the solver has measured on its way is not to be had again.
+    memory = jtu.tree_map(jnp.zeros_like, solver_state.memory)
+    fresh = RestartState.fresh(copy, y0, None)
+    due, largest, first = jnp.asarray(restarts), fresh.largest, fresh.first
+    watched = solver_state.restarts
+    return y0, RestartState(copy, due, largest, first, memory, watched, age, record)
+
+
+def pull_back_record(
+    solver_state: PyTree, cotangent: PyTree, restarts: BoolScalarLike
+) -> tuple[PyTree, PyTree, tuple[Y, PyTree] | None]:
+    """Pulls back what a step, at the end of which the solver state is `solver_state`, has
+    recorded: the solver state and its cotangent without that, and the cotangents of the
+    solution and of the copy that were recorded."""
+    if type(solver_state) is not RestartState or solver_state.record is None:
+        return solver_state, cotangent, None
+    record = solver_state.record
+    place = jnp.clip(record.count - 1, 0, record.capacity - 1)
+    kept = jnp.asarray(restarts) & (record.count <= record.capacity)
+    rows = (cotangent.record.y, cotangent.record.copy)
+    found = where(kept, jtu.tree_map(lambda xs: xs[place], rows), 0)
+    clear = lambda xs: xs.at[place].set(jnp.where(kept, 0, xs[place]))
+    of = lambda s: (s.record.y, s.record.copy)
+    cotangent = eqx.tree_at(of, cotangent, jtu.tree_map(clear, rows))
+    record = record.without_last(restarts)
+    return eqx.tree_at(lambda s: s.record, solver_state, record), cotangent, found
 
 
 def _exceeds(
