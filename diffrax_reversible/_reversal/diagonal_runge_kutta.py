@@ -108,12 +108,12 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
     def _has_cache(self) -> bool:
         return self.solver_state is not None
 
-    def dense_info(self, step, end):
+    def undo(self, step, end):
         del step
         dense_info = dict(y0=self.y0, y1=end.y)
         if hasattr(self.kind, "tableau"):
             dense_info |= dict(k=self.stages.k)
-        return dense_info
+        return self.y0, self.solver_state, dense_info
 
     def _evaluate(self, step, number, tableau, i, point, parameters):
         """The vector field times the control, and the vector field, of one of the terms

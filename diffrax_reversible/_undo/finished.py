@@ -143,8 +143,8 @@ def check_solver_state(
     kind = type(solver).__name__
     if solver_state is None:
         raise ValueError(
-            f"`undo` needs the solver state of `{kind}` at the end of the solve. Solve with "
-            "`saveat=SaveAt(t1=True, solver_state=True)`."
+            f"`undo` needs the solver state of `{kind}` at the end of the solve. Solve "
+            "with `saveat=SaveAt(t1=True, solver_state=True)`."
         )
     raise ValueError(
         f"`undo` was given a solution whose solver state is not one of `{kind}` for a "

@@ -110,8 +110,8 @@ def undo(
     - `saveat`: what to save on the way back, as for a solve from `t1` to `t0`: with
         `SaveAt(t1=True)` the start. `SaveAt(ts=...)` are times from `t1` down to `t0`, at
         which the solution is interpolated as the solve itself would have done;
-        `SaveAt(steps=True)` saves all states at starts of steps. `SaveAt(solver_state=True)`
-        saves the solver state at the start.
+        `SaveAt(steps=True)` saves all states at starts of steps.
+        `SaveAt(solver_state=True)` saves the solver state at the start.
     - `adjoint`, `throw`, `progress_meter`: of the way back. `max_steps` is only needed
         for `SaveAt(steps=...)`, `SaveAt(dense=True)` and diffrax's own adjoint methods.
     - `reversal_rtol`: a solver state starts as a function of the initial state, so the one
