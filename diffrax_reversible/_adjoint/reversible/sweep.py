@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from diffrax import AbstractSolver
 from jaxtyping import Array, PyTree
 
-from ..._autodiff.report import Action
+from ..._autodiff.report import OnFailure
 from ..._compat import is_sde
 from ..._loop.problem import Problem
 from ..._loop.state import differentiated, end_time, num_accepted
@@ -74,7 +74,7 @@ class ReversibleSweep(AbstractStepSweep):
 
     slots: int | None
     rtol: float | None
-    on_failure: Action
+    on_failure: OnFailure
 
     def init_states(self, problem):
         state, checkpoints, slots = _state(problem.state), None, self.slots
