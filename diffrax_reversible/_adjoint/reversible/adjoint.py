@@ -8,6 +8,7 @@ from ..._checks import check_integer
 from ..._reversal.registry import reversal_of
 from ..._reversal.sde import refuse_sde
 from ..discrete.adjoint import AbstractDiscreteAdjoint
+from .monitor import Monitor
 from .sweep import ReversibleSweep
 
 
@@ -93,6 +94,7 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
     capacity: int | None = eqx.field(static=True, default=None, kw_only=True)
     reversal_rtol: float | None = eqx.field(static=True, default=None, kw_only=True)
     on_failure: Action = eqx.field(static=True, default="raise", kw_only=True)
+    monitor: Monitor | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
         for name in ("checkpoints", "capacity"):
@@ -128,6 +130,7 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
             self.checkpoints,
             self.reversal_rtol,
             OnFailure("nan" if raises and not throw else self.on_failure, call_site),
+            self.monitor,
         )
 
 
@@ -153,4 +156,10 @@ ReversibleAdjoint.__init__.__doc__ = """**Arguments:**
 - `on_failure`: What to do where the difference is larger: `"raise"` a `RuntimeError` at
     run time; make the gradient `"nan"`; or `"warn"`. With `diffeqsolve(...,
     throw=False)` the default is `"nan"`.
+- `monitor`: A function that is called with a [`diffrax_reversible.ReversalReport`][] for
+    every gradient, when it is run: what the difference was, how many restarts there
+    were. Under `jax.vmap` it is called once, with the figures of all elements. It is
+    not called where nobody differentiates. What it raises ends the program; what it
+    returns is dropped. A function that is another one in every step of a training makes
+    JAX compile anew. `None`: nobody is told, and nothing is added to the program.
 """
