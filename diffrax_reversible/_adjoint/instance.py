@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, cast, TypeVar
 
 from .._checks import required_arguments
 
 
-class needs_instance:
+_Method = TypeVar("_Method", bound=Callable)
+
+
+def needs_instance(method: _Method) -> _Method:
     """A method that says so where it is called on the class. `diffeqsolve` does that,
     and knows of nothing wrong, if it is given a class for an adjoint method."""
+    return cast(_Method, _NeedsInstance(method))
 
+
+class _NeedsInstance:
     def __init__(self, method: Callable):
         self._method = method
 

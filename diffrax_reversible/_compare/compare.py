@@ -92,8 +92,9 @@ def compare_adjoints(
     **Returns:** a [`diffrax_reversible.Comparison`][], which has the figures, and is the
     table if it is printed.
 
-    **Cost:** for each candidate the gradient is compiled, and run `repeats + 2` times; and the loss is compiled and run once more to count steps, or the gradient, to see
-    how well `ReversibleAdjoint` undoes them.
+    **Cost:** for each candidate the gradient is compiled, and run `repeats + 2` times.
+    Besides, the loss is compiled and run once, to count the steps; or instead, with
+    `ReversibleAdjoint`, the gradient, to see how well it undoes them.
 
     **Raises:** `ValueError` if there are no candidates, if `reference` is not one of them,
     and if `repeats` is not a positive integer.

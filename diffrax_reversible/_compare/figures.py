@@ -37,6 +37,17 @@ class AdjointFigures:
     reversal: ReversalReport | None = None
 
 
+_columns = (
+    "candidate",
+    "time",
+    "compile time",
+    "temp memory",
+    "steps",
+    "gradient difference",
+    "loss of reversal",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """What [`diffrax_reversible.compare_adjoints`][] has found. As a string it is a table.
@@ -49,17 +60,7 @@ class Comparison:
     reference: str
 
     def __str__(self):
-        rows = [
-            (
-                "candidate",
-                "time",
-                "compile time",
-                "temp memory",
-                "steps",
-                "gradient difference",
-                "loss of reversal",
-            )
-        ]
+        rows: list[tuple[str, ...]] = [_columns]
         failures = []
         for name, found in self.figures.items():
             if found.failure is None:
@@ -70,19 +71,19 @@ class Comparison:
                 rows.append((name, "failed"))
                 text = textwrap.fill(f"{name}: {found.failure}", 88)
                 failures.append(textwrap.indent(text, "  ").strip())
-        count = len(rows[0])
+        count = len(_columns)
         rows = [row + ("",) * (count - len(row)) for row in rows]
         # A column of which nothing is known says nothing.
         known = [
             j for j in range(count) if any(row[j] not in ("", "-") for row in rows[1:])
         ]
-        rows = [[row[j] for j in known] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*rows)]
+        cells = [[row[j] for j in known] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells)]
         lines = [
             "  ".join(
                 [name.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
             ).rstrip()
-            for name, *rest in rows
+            for name, *rest in cells
         ]
         return "\n".join([*lines, *failures])
 
@@ -105,11 +106,8 @@ def _time(seconds: float) -> str:
 
 
 def _size(number: int) -> str:
-    for unit in ("KiB", "MiB"):
-        number /= 1024
-        if number < 1024:
-            return f"{number:.1f} {unit}"
-    return f"{number / 1024:.1f} GiB"
+    power = min(max(number.bit_length() - 1, 10) // 10, 3)
+    return f"{number / 1024**power:.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
 def _reversal(found: AdjointFigures) -> str:
