@@ -2,21 +2,15 @@
 
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, cast, TypeVar
+from typing import Any
 
 from .._checks import required_arguments
 
 
-_Method = TypeVar("_Method", bound=Callable)
-
-
-def needs_instance(method: _Method) -> _Method:
+class needs_instance:
     """A method that says so where it is called on the class. `diffeqsolve` does that,
     and knows of nothing wrong, if it is given a class for an adjoint method."""
-    return cast(_Method, _NeedsInstance(method))
 
-
-class _NeedsInstance:
     def __init__(self, method: Callable):
         self._method = method
 

@@ -65,7 +65,7 @@ class AbstractDiscreteAdjoint(AbstractAdjoint):
         problem is not an array."""
 
     @needs_instance
-    def loop(self, **options):
+    def loop(self, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
         return without_varying_axes(self._solve, options)
 
     def _solve(

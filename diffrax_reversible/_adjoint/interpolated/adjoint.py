@@ -149,7 +149,7 @@ class InterpolatedAdjoint(AbstractAdjoint):
             )
 
     @needs_instance
-    def loop(self, **options):
+    def loop(self, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
         return without_varying_axes(self._solve, options)
 
     def _solve(
