@@ -8,7 +8,13 @@ solve in memory that does not grow with the number of steps. `SymplecticAdjoint`
 import importlib.metadata
 
 from . import _citations as _citations
-from ._adjoint import InterpolatedAdjoint, ReversibleAdjoint, SymplecticAdjoint
+from ._adjoint import (
+    InterpolatedAdjoint,
+    ReversalReport,
+    ReversibleAdjoint,
+    SymplecticAdjoint,
+)
+from ._compare import AdjointFigures, compare_adjoints, Comparison
 from ._controller import RecordedState, RecordedSteps, ReplayedSteps, StepRecord
 from ._solver import (
     AbstractALFComposition,
@@ -53,6 +59,8 @@ __all__ = [
     "AbstractUpdate",
     "AbstractUpdateSolver",
     "Add",
+    "AdjointFigures",
+    "Comparison",
     "EES25",
     "EES27",
     "Encoding",
@@ -65,6 +73,7 @@ __all__ = [
     "Restart",
     "RestartRecord",
     "RestartState",
+    "ReversalReport",
     "Reversible",
     "ReversibleALF2",
     "ReversibleALF4",
@@ -82,6 +91,7 @@ __all__ = [
     "SymplecticComposition4",
     "SymplecticComposition6",
     "SymplecticComposition8",
+    "compare_adjoints",
     "decode",
     "encode",
     "undo",

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import diffrax
-import equinox as eqx
 import jax
 
-from . import ReversibleAdjoint
+from . import compare_adjoints, ReversibleAdjoint, ReversibleALF4
 from ._compat import enable_x64
 
 
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        from ._examples import comparison, data, long_solve, picture, training
+        from ._examples import data, long_solve, picture, training
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("matplotlib", "optax", "tqdm"):
@@ -104,26 +103,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print()
 
         nodes, _ = model.accepted_steps(pelts.ts[-1])
-        parameters, static = eqx.partition(model, eqx.is_inexact_array)
-        adjoints = [ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint()]
+        candidates = {
+            type(adjoint).__name__: (ReversibleALF4(), adjoint)
+            for adjoint in (ReversibleAdjoint(), diffrax.RecursiveCheckpointAdjoint())
+        }
+        reference = "RecursiveCheckpointAdjoint"
         device = jax.devices()[0].device_kind
-
-        def pelts_loss(parameters, adjoint):
-            return training.loss(eqx.combine(parameters, static), pelts, adjoint)
-
-        measurements = comparison.measure(pelts_loss, parameters, adjoints)
         steps = len(nodes) - 1
         print(f"One gradient of the loss ({steps} accepted steps, float64, {device}):")
-        print(comparison.table(measurements, reference=measurements[-1]))
+        compare_adjoints(
+            lambda model, *method: training.loss(model, pelts, *method),
+            model,
+            candidates,
+            repeats=21,
+            reference=reference,
+        )
         print()
 
-        measurements = comparison.measure(
-            long_solve.loss, long_solve.weights(), adjoints, runs=7
-        )
         network = "-".join(map(str, long_solve.sizes))
         steps = f"{long_solve.num_steps:,} steps with a network {network}"
         print(f"One gradient of a long solve ({steps}, float64, {device}):")
-        print(comparison.table(measurements, reference=measurements[-1]))
+        compare_adjoints(
+            long_solve.loss,
+            long_solve.weights(),
+            candidates,
+            reference=reference,
+            repeats=7,
+        )
         print("More such figures, and how to reproduce them: README, Benchmarks.")
         print()
 

@@ -4,6 +4,7 @@ Seen the same in diffrax 0.7.0 to 0.7.2 and equinox 0.13.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
@@ -23,11 +24,12 @@ from diffrax._saveat import save_y as save_y
 # integrate backwards in time.
 from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
-# A write-once buffer inside a loop: written in place, also under `jax.vmap`. Rules of
-# primitives as functions of pytrees. The floats before and after another one. Identities
-# that refuse derivatives. `jnp.any` over every batch that there is, so that a `lax.cond`
-# on it stays one branch.
+# A write-once buffer inside a loop: written in place, also under `jax.vmap`. Errors whose
+# message is looked up at run time. Rules of primitives as functions of pytrees. The floats
+# before and after another one. Identities that refuse derivatives. `jnp.any` over every
+# batch that there is, so that a `lax.cond` on it stays one branch.
 from equinox.internal import (
+    branched_error_if as branched_error_if,
     buffer_at_set as buffer_at_set,
     filter_primitive_batching as filter_primitive_batching,
     filter_primitive_bind as filter_primitive_bind,
@@ -61,6 +63,28 @@ def enable_x64(enabled: bool) -> contextlib.AbstractContextManager:
     import jax.experimental as experimental
 
     return experimental.enable_x64(enabled)  # pyright: ignore
+
+
+def _hide_frames() -> None:
+    """Leaves the frames of this package out of the tracebacks that JAX and equinox show,
+    as they do with their own."""
+    try:
+        from jax._src.traceback_util import register_exclusion
+    except ImportError:
+        return
+    here = os.path.dirname(__file__)
+    for room in (
+        "_adjoint",
+        "_autodiff",
+        "_controller",
+        "_loop",
+        "_reversal",
+        "_solver",
+    ):
+        register_exclusion(os.path.join(here, room, ""))
+
+
+_hide_frames()
 
 
 def _check_vma() -> Any:

@@ -3,11 +3,12 @@
 import math
 import re
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+
+from diffrax_reversible._compare.measure import in_turn
 
 from .reference import jit
 
@@ -18,27 +19,14 @@ def temp_memory(f, *args):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def _in_turn(fns, repeats):
-    """Times of each, taken in turn, so that a disturbance meets all alike."""
-    for fn in fns:
-        jax.block_until_ready(fn())
-    times = [[] for _ in fns]
-    for _ in range(repeats):
-        for fn, found in zip(fns, times):
-            start = time.perf_counter()
-            jax.block_until_ready(fn())
-            found.append(time.perf_counter() - start)
-    return times
-
-
 def fastest(*fns, repeats=3):
     """The shortest time of each, taken in turn."""
-    return [min(found) for found in _in_turn(fns, repeats)]
+    return [min(found) for found in in_turn(fns, repeats)]
 
 
 def medians(*fns, repeats=5):
     """The median time of each, taken in turn."""
-    return [statistics.median(found) for found in _in_turn(fns, repeats)]
+    return [statistics.median(found) for found in in_turn(fns, repeats)]
 
 
 class Counter:

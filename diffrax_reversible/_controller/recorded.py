@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from diffrax import AbstractStepSizeController
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._checks import check_integer
 from .._compat import buffer_at_set, MaybeBuffer
 from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, Y
 
@@ -125,11 +126,7 @@ class RecordedSteps(AbstractStepSizeController[RecordedState, Any]):
     _direction: IntScalarLike
 
     def __init__(self, controller: AbstractStepSizeController, capacity: int = 4096):
-        if capacity < 1:
-            raise ValueError(
-                "`RecordedSteps(capacity=...)` must be at least 1, the largest number "
-                f"of accepted steps that there is room for; got {capacity}."
-            )
+        check_integer("RecordedSteps", "capacity", capacity)
         self.controller = controller
         self.capacity = capacity
         self._direction = 1

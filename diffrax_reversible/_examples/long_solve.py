@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Scalar
 
-from .. import ReversibleALF4
-
 
 num_steps = 10_000
 sizes = (2, 10, 10, 2)
@@ -29,12 +27,14 @@ def _field(t, y, weights):
 
 
 def loss(
-    weights: list[Float[Array, "_ _"]], adjoint: diffrax.AbstractAdjoint
+    weights: list[Float[Array, "_ _"]],
+    solver: diffrax.AbstractSolver,
+    adjoint: diffrax.AbstractAdjoint,
 ) -> Scalar:
     """Of the end of a neural ODE after `num_steps` constant steps."""
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_field),
-        solver=ReversibleALF4(),
+        solver=solver,
         t0=0.0,
         t1=10.0,
         dt0=10.0 / num_steps,

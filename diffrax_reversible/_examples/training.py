@@ -33,10 +33,11 @@ class NeuralODE(eqx.Module):
     def states(
         self,
         ts: Float[Array, " n"],
+        solver: diffrax.AbstractSolver = ReversibleALF4(),
         adjoint: diffrax.AbstractAdjoint = ReversibleAdjoint(),
     ) -> Float[Array, "n 2"]:
         """The solution from time 0 to the last of `ts`, at the times `ts`."""
-        states = self._solve(ts[-1], diffrax.SaveAt(ts=ts), adjoint).ys
+        states = self._solve(ts[-1], diffrax.SaveAt(ts=ts), solver, adjoint).ys
         assert states is not None
         return states
 
@@ -46,17 +47,21 @@ class NeuralODE(eqx.Module):
         """Where the accepted steps from time 0 to `t1` begin and end, and the states
         there. Not for use inside a `jax.jit`."""
         saveat = diffrax.SaveAt(t0=True, steps=True)
-        solution = self._solve(t1, saveat, ReversibleAdjoint())
+        solution = self._solve(t1, saveat, ReversibleALF4(), ReversibleAdjoint())
         assert solution.ts is not None and solution.ys is not None
         accepted = jnp.isfinite(solution.ts)
         return solution.ts[accepted], solution.ys[accepted]
 
     def _solve(
-        self, t1: Scalar, saveat: diffrax.SaveAt, adjoint: diffrax.AbstractAdjoint
+        self,
+        t1: Scalar,
+        saveat: diffrax.SaveAt,
+        solver: diffrax.AbstractSolver,
+        adjoint: diffrax.AbstractAdjoint,
     ) -> diffrax.Solution:
         return diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: self.network(y)),
-            solver=ReversibleALF4(),
+            solver=solver,
             t0=0.0,
             t1=t1,
             dt0=None,
@@ -74,10 +79,13 @@ def weighted_loss(
     model: NeuralODE,
     pelts: Pelts,
     weights: Float[Array, " years"],
+    solver: diffrax.AbstractSolver = ReversibleALF4(),
     adjoint: diffrax.AbstractAdjoint = ReversibleAdjoint(),
 ) -> Scalar:
     """Mean squared error of the standardised logarithms, weighted by year."""
-    errors = (model.states(pelts.ts, adjoint) - pelts.standardise(pelts.counts)) ** 2
+    errors = (
+        model.states(pelts.ts, solver, adjoint) - pelts.standardise(pelts.counts)
+    ) ** 2
     return jnp.average(jnp.mean(errors, axis=1), weights=weights)
 
 
@@ -85,10 +93,11 @@ def weighted_loss(
 def loss(
     model: NeuralODE,
     pelts: Pelts,
+    solver: diffrax.AbstractSolver = ReversibleALF4(),
     adjoint: diffrax.AbstractAdjoint = ReversibleAdjoint(),
 ) -> Scalar:
     """Mean squared error of the standardised logarithms over all years."""
-    return weighted_loss(model, pelts, jnp.ones_like(pelts.ts), adjoint)
+    return weighted_loss(model, pelts, jnp.ones_like(pelts.ts), solver, adjoint)
 
 
 def window(step: int, steps: int, years: int, *, first: int = 3) -> int:

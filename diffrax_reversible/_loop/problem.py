@@ -81,6 +81,13 @@ def join(inputs: Inputs, static: PyTree) -> Problem:
     )
 
 
+def direction_of(problem: Problem) -> Any:
+    """1, or -1 if `t1 < t0`: times are those of the user times this."""
+    terms = problem.parameters.terms
+    wrapped = jtu.tree_leaves(terms, is_leaf=lambda x: isinstance(x, WrapTerm))
+    return next(x.direction for x in wrapped if isinstance(x, WrapTerm))
+
+
 def _with_direction(x: Any) -> Any:
     """A term whose direction is weakly typed, as that of diffrax is; it does not stay so
     in a residual."""

@@ -8,7 +8,13 @@ from diffrax import (
 )
 from jaxtyping import PyTree
 
+from .._checks import written
 from .._compat import is_sde, is_unsafe_sde
+from .._solver.runge_kutta.tableau import (
+    steps_by_diagonal_tableaus,
+    steps_by_tableau,
+)
+from .registry import is_reversible
 
 
 def refuse_unsafe_sde(name: str, terms: PyTree[AbstractTerm]) -> None:
@@ -26,20 +32,25 @@ def refuse_sde(solver: AbstractSolver, terms: PyTree[AbstractTerm]) -> None:
     """Raises `ValueError` for an SDE that `solver` and its reverse do not fit."""
     if not is_sde(terms):
         return
-    name = type(solver).__name__
-    stratonovich = (
-        "Use a solver that converges to the Stratonovich solution, for example "
-        "`diffrax.ReversibleHeun()` or `Reversible(diffrax.Heun())`"
-    )
     refuse_unsafe_sde("ReversibleAdjoint", terms)
     if isinstance(solver, AbstractItoSolver):
-        raise ValueError(
-            f"`solver={name}()` converges to the Itô solution of an SDE, which is not "
-            "the solution of the SDE run backwards in time, so that "
-            f"`adjoint=ReversibleAdjoint()` does not support it. {stratonovich}."
+        why = (
+            "converges to the Itô solution of an SDE, which is not the solution of the "
+            "SDE run backwards in time"
         )
-    if not isinstance(solver, AbstractStratonovichSolver):
-        raise ValueError(
-            f"`solver={name}()` is not known to converge to the Stratonovich solution "
-            f"of an SDE. {stratonovich}."
-        )
+    elif not isinstance(solver, AbstractStratonovichSolver):
+        why = "is not known to converge to the Stratonovich solution of an SDE"
+    elif not is_reversible(solver):
+        why = "is not reversible"
+    else:
+        return
+    name = written(solver)
+    adjoint = "diffrax.RecursiveCheckpointAdjoint"
+    if steps_by_tableau(type(solver)) or steps_by_diagonal_tableaus(type(solver)):
+        adjoint = "SymplecticAdjoint"
+    raise ValueError(
+        f"`solver={name}` {why}, so that `adjoint=ReversibleAdjoint()` does not support "
+        f"it. Use `solver={name}, adjoint={adjoint}()`; or, for the Stratonovich "
+        "solution, a reversible solver that converges to it, for example "
+        "`solver=diffrax.ReversibleHeun()` or `solver=Reversible(diffrax.Heun())`."
+    )

@@ -12,6 +12,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from diffrax_reversible._compare.measure import temp_bytes as temp_bytes
+
 from ..measure import Counter, medians
 from .problems import arrays
 
@@ -66,11 +68,6 @@ def compile_afresh(f, *args):
     start = time.perf_counter()
     compiled = jax.jit(f).lower(*args).compile()
     return compiled, time.perf_counter() - start
-
-
-def temp_bytes(compiled):
-    """Temporary memory, `None` where the backend does not tell."""
-    return getattr(compiled.memory_analysis(), "temp_size_in_bytes", None)
 
 
 #

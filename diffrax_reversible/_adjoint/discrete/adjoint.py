@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from ..._autodiff.rule import with_reverse_sweep
 from ..._autodiff.shard_map import without_varying_axes
+from ..._call_site import call_site, CallSite
 from ..._compat import nondifferentiable, while_loop
 from ..._loop.closures import (
     convert_event,
@@ -27,15 +28,8 @@ from ..._loop.state import (
 )
 from ..._solver.runge_kutta.tableau import with_differentiable_stages
 from ..._solver.updates.restart import RestartState
+from ..instance import needs_instance
 from .sweep import AbstractStepSweep
-
-
-def check_at_least_one(name: str, argument: str, value: int | None) -> None:
-    """Raises `ValueError` unless `name(argument=value)` is at least 1, or `None`."""
-    if value is not None and value < 1:
-        raise ValueError(
-            f"`{name}({argument}=...)` must be at least 1, or `None`; got {value}."
-        )
 
 
 def _refuse(name: str, x: PyTree, what: str) -> PyTree:
@@ -64,12 +58,14 @@ class AbstractDiscreteAdjoint(AbstractAdjoint):
         static: PyTree,
         problem: Problem,
         throw: bool,
+        call_site: CallSite | None,
         passed_solver_state: bool,
     ) -> AbstractStepSweep:
         """The loop and its reverse sweep. `loop` is diffrax's own; `static` what of the
         problem is not an array."""
 
-    def loop(self, **options):
+    @needs_instance
+    def loop(self, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
         return without_varying_axes(self._solve, options)
 
     def _solve(
@@ -92,6 +88,7 @@ class AbstractDiscreteAdjoint(AbstractAdjoint):
         passed_controller_state,
         progress_meter,
     ):
+        site = call_site()
         self.refuse(solver, terms, passed_solver_state)
         solver = with_differentiable_stages(solver)
         refuse = ft.partial(_refuse, type(self).__name__)
@@ -139,7 +136,9 @@ class AbstractDiscreteAdjoint(AbstractAdjoint):
                 ),
             )
             inputs, static = split(problem)
-            sweep = self.sweep(self._loop, static, problem, throw, passed_solver_state)
+            sweep = self.sweep(
+                self._loop, static, problem, throw, site, passed_solver_state
+            )
             return with_reverse_sweep(sweep, inputs)
 
         final_state, aux_stats = self._loop(

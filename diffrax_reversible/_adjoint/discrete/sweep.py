@@ -11,8 +11,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ..._autodiff.batch import Batch
-from ..._autodiff.report import is_trusted
+from ..._autodiff.report import is_trusted, OnFailure
 from ..._autodiff.sweep import AbstractSweep, Inputs, Residuals
+from ..._call_site import CallSite
 from ..._loop.problem import join, Parameters, Problem, run
 from ..._loop.record import TimeRecord
 from ..._loop.state import (
@@ -103,6 +104,7 @@ class AbstractStepSweep(AbstractSweep):
     - `name`: of the adjoint method, for errors.
     - `capacity`: how many steps there is room for; `None` if this is not known.
     - `throw`: whether to raise where there is not enough room.
+    - `call_site`: of the solve, for errors at run time.
     """
 
     loop: Callable
@@ -110,6 +112,7 @@ class AbstractStepSweep(AbstractSweep):
     name: str
     capacity: int | None
     throw: bool
+    call_site: CallSite | None
 
     @property
     def refusal(self):
@@ -358,7 +361,7 @@ class AbstractStepSweep(AbstractSweep):
 
     def _check_record(self, record: TimeRecord) -> Array:
         """Zero, or NaN where the steps cannot be told from what was kept of them."""
-        action = "raise" if self.throw else "nan"
+        action = OnFailure("raise" if self.throw else "nan", self.call_site)
 
         def no_room(element, number, capacity):
             return (

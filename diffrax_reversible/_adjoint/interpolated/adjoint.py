@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import AbstractAdjoint, AbstractSolver, AbstractStepSizeController
 
-from ..._autodiff.report import Action, check_action
+from ..._autodiff.report import Action, check_action, OnFailure
 from ..._autodiff.rule import with_reverse_sweep
 from ..._autodiff.shard_map import without_varying_axes
+from ..._call_site import call_site
+from ..._checks import check_integer
 from ..._compat import nondifferentiable
 from ..._loop.closures import convert_terms, is_subsaveat
 from ..._loop.state import differentiated, is_none, next_step, save_states
 from ..._types import RealScalarLike
+from ..instance import needs_instance
 from .options import (
     backward_options,
     jump_times,
@@ -135,24 +138,18 @@ class InterpolatedAdjoint(AbstractAdjoint):
 
     def __check_init__(self):
         check_action("InterpolatedAdjoint", self.on_failure)
-        quadrature = self.nodes if self.quadrature == "nodes" else self.quadrature
-        points = "the number of {} points in each interval"
-        for name, okay, must_be in (
-            ("nodes", self.nodes >= 4, f"at least 4, {points.format('Chebyshev')}"),
-            (
-                "quadrature",
-                quadrature is None or isinstance(quadrature, int) and quadrature >= 2,
-                f'at least 2, {points.format("Gauss")}, "nodes" or `None`',
-            ),
-            ("resolution_rtol", self.resolution_rtol > 0, "positive"),
-        ):
-            if not okay:
-                raise ValueError(
-                    f"`InterpolatedAdjoint({name}=...)` must be {must_be}; got "
-                    f"{getattr(self, name)!r}."
-                )
+        name = "InterpolatedAdjoint"
+        check_integer(name, "nodes", self.nodes, 4)
+        check_integer(name, "quadrature", self.quadrature, 2, "nodes", None)
+        check_integer(name, "max_steps", self.max_steps, 1, None)
+        if not self.resolution_rtol > 0:
+            raise ValueError(
+                f"`{name}(resolution_rtol=...)` must be positive; got "
+                f"{self.resolution_rtol!r}."
+            )
 
-    def loop(self, **options):
+    @needs_instance
+    def loop(self, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
         return without_varying_axes(self._solve, options)
 
     def _solve(
@@ -175,6 +172,7 @@ class InterpolatedAdjoint(AbstractAdjoint):
         passed_controller_state,
         progress_meter,
     ):
+        site = call_site()
         refuse_unsupported(solver, terms, saveat, event)
         refuse = lambda x, what: nondifferentiable(x, msg=not_differentiated(what))
         dt0 = refuse(dt0, "`dt0`")
@@ -236,7 +234,7 @@ class InterpolatedAdjoint(AbstractAdjoint):
             static,
             self.nodes if self.quadrature == "nodes" else self.quadrature,
             self.resolution_rtol,
-            "nan" if raises and not throw else self.on_failure,
+            OnFailure("nan" if raises and not throw else self.on_failure, site),
             throw,
         )
         final, stats = with_reverse_sweep(sweep, inputs)

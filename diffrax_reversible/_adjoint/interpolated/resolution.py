@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from ..._autodiff.report import Action, is_trusted
+from ..._autodiff.report import is_trusted, OnFailure
 from ..._types import BoolScalarLike, RealScalarLike
 from ..discrete.measures import norm
 from .chebyshev import to_coefficients
@@ -132,7 +132,7 @@ def worse(a: Resolution, b: Resolution) -> Resolution:
 
 
 def is_resolved(
-    found: Resolution, nodes: int, quadrature: int, rtol: float, on_failure: Action
+    found: Resolution, nodes: int, quadrature: int, rtol: float, on_failure: OnFailure
 ) -> Bool[Array, ""]:
     """Whether the gradient is to be trusted. Raises or warns at run time if it is not,
     or leaves it at that."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..._autodiff.batch import Batch
-from ..._autodiff.report import Action
+from ..._autodiff.report import error_if, OnFailure
 from ..._autodiff.sweep import AbstractSweep, Inputs, Residuals
 from ..._loop.state import is_none, save_states, succeeded, with_save_state
 from ..._types import BoolScalarLike, FloatScalarLike, IntScalarLike
@@ -74,7 +74,7 @@ class InterpolatedSweep(AbstractSweep):
     static: PyTree
     quadrature: int | None
     rtol: float
-    on_failure: Action
+    on_failure: OnFailure
     throw: bool
 
     refusal = (
@@ -234,16 +234,17 @@ class InterpolatedSweep(AbstractSweep):
         knots: Knots = residuals.memory
         (final, _), (cotangent, _) = residuals.outputs, cotangents
         adjoint, okay = carry.adjoint, carry.okay
+        site = self.on_failure.call_site
         for sub, save in zip(problem.subsaveats, save_states(cotangent)):
             if sub.t0:
                 adjoint = jtu.tree_map(lambda a, x: a + x[0], adjoint, save.ys)
         is_zero = norm(lax.stop_gradient(cotangents)) == 0
         others = with_save_state(cotangent, None)
         for x in jtu.tree_leaves(others):
-            okay = eqx.error_if(okay, jnp.any(x != 0), _ONLY_SAVED)
+            okay = error_if(okay, jnp.any(x != 0), _ONLY_SAVED, site)
         if self.throw:
             failed = succeeded(final) & ~okay & ~is_zero
-            okay = eqx.error_if(okay, failed, _FAILED)
+            okay = error_if(okay, failed, _FAILED, site)
         breaks, _ = problem.breaks(problem.parameters.times)
         missed = Resolution(
             *missing(knots.reached, carry.seen, carry.sizes, self.rtol),

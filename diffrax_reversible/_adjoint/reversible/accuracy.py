@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
-from ..._autodiff.report import Action, is_trusted
+from ..._autodiff.report import is_trusted, OnFailure
 from ..._tree import real_dtype
 from ..._types import IntScalarLike, RealScalarLike
 from ..discrete.measures import norm, with_tangents
@@ -49,7 +49,7 @@ _largest_difference = 0.3
 
 
 def has_room_for(
-    on_failure: Action, number: Array, slots: int, matters: Array
+    on_failure: OnFailure, number: Array, slots: int, matters: Array
 ) -> Array:
     """Whether there are slots for the states before all restarts. Raises or warns at run
     time if not."""
@@ -62,7 +62,7 @@ def has_room_for(
 
 
 def is_solution(
-    on_failure: Action, difference: Array, size: Array, matters: Array
+    on_failure: OnFailure, difference: Array, size: Array, matters: Array
 ) -> Array:
     """Whether the two copies of a solution, whose difference was at most `difference`,
     are close enough to be the solution. Raises or warns at run time if not."""
@@ -139,7 +139,7 @@ def of_both(y_loss: Array, solver_state_loss: Array) -> Array:
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def doubt(
-    on_failure: Action, loss: Array, size: Array, rtol: Array, t: RealScalarLike
+    on_failure: OnFailure, loss: Array, size: Array, rtol: Array, t: RealScalarLike
 ) -> Array:
     """Zero, or NaN where the sweep is not to be trusted: where `loss`, at `t`, is larger
     than `rtol`, and `size`, of the cotangents, is not zero. Raises or warns at run time,

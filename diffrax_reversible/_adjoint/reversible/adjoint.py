@@ -3,10 +3,12 @@
 import equinox as eqx
 from diffrax import LeapfrogMidpoint
 
-from ..._autodiff.report import Action, check_action
+from ..._autodiff.report import Action, check_action, OnFailure
+from ..._checks import check_integer
 from ..._reversal.registry import reversal_of
 from ..._reversal.sde import refuse_sde
-from ..discrete.adjoint import AbstractDiscreteAdjoint, check_at_least_one
+from ..discrete.adjoint import AbstractDiscreteAdjoint
+from .monitor import Monitor
 from .sweep import ReversibleSweep
 
 
@@ -92,10 +94,11 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
     capacity: int | None = eqx.field(static=True, default=None, kw_only=True)
     reversal_rtol: float | None = eqx.field(static=True, default=None, kw_only=True)
     on_failure: Action = eqx.field(static=True, default="raise", kw_only=True)
+    monitor: Monitor | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
         for name in ("checkpoints", "capacity"):
-            check_at_least_one("ReversibleAdjoint", name, getattr(self, name))
+            check_integer("ReversibleAdjoint", name, getattr(self, name), 1, None)
         if self.reversal_rtol is not None and not self.reversal_rtol > 0:
             raise ValueError(
                 "`ReversibleAdjoint(reversal_rtol=...)` must be positive; got "
@@ -104,8 +107,8 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
         check_action("ReversibleAdjoint", self.on_failure)
 
     def refuse(self, solver, terms, passed_solver_state):
-        reversal_of(solver)
         refuse_sde(solver, terms)
+        reversal_of(solver)
         if passed_solver_state and type(solver) is LeapfrogMidpoint:
             # Its time is that of a step which is not in this solve.
             raise NotImplementedError(
@@ -114,7 +117,7 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
                 "the solver state, and the first step is an explicit Euler step."
             )
 
-    def sweep(self, loop, static, problem, throw, passed_solver_state):
+    def sweep(self, loop, static, problem, throw, call_site, passed_solver_state):
         del passed_solver_state
         raises = self.on_failure == "raise"
         return ReversibleSweep(
@@ -123,9 +126,11 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
             type(self).__name__,
             problem.options["max_steps"] if self.capacity is None else self.capacity,
             throw,
+            call_site,
             self.checkpoints,
             self.reversal_rtol,
-            "nan" if raises and not throw else self.on_failure,
+            OnFailure("nan" if raises and not throw else self.on_failure, call_site),
+            self.monitor,
         )
 
 
@@ -151,4 +156,10 @@ ReversibleAdjoint.__init__.__doc__ = """**Arguments:**
 - `on_failure`: What to do where the difference is larger: `"raise"` a `RuntimeError` at
     run time; make the gradient `"nan"`; or `"warn"`. With `diffeqsolve(...,
     throw=False)` the default is `"nan"`.
+- `monitor`: A function that is called with a [`diffrax_reversible.ReversalReport`][] for
+    every gradient, when it is run: what the difference was, how many restarts there
+    were. Under `jax.vmap` it is called once, with the figures of all elements. It is
+    not called where nobody differentiates. What it raises ends the program; what it
+    returns is dropped. A function that is another one in every step of a training makes
+    JAX compile anew. `None`: nobody is told, and nothing is added to the program.
 """

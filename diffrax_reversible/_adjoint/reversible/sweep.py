@@ -10,9 +10,9 @@ import jax.tree_util as jtu
 from diffrax import AbstractSolver
 from jaxtyping import Array, PyTree
 
-from ..._autodiff.report import Action
+from ..._autodiff.report import OnFailure
 from ..._compat import is_sde
-from ..._loop.problem import Problem
+from ..._loop.problem import direction_of, Problem
 from ..._loop.state import differentiated, end_time, num_accepted
 from ..._reversal.base import ReverseStep, StepInputs
 from ..._reversal.registry import reversal_of
@@ -32,6 +32,7 @@ from .accuracy import (
     of_both,
     relative_loss,
 )
+from .monitor import Monitor, watch
 
 
 class States(eqx.Module):
@@ -70,11 +71,13 @@ class ReversibleSweep(AbstractStepSweep):
     - `slots`: for checkpoints.
     - `rtol` (`None`: the default), `on_failure`: what loss to accept, and what to do
         about a larger one.
+    - `monitor`: is told what the loss was.
     """
 
     slots: int | None
     rtol: float | None
-    on_failure: Action
+    on_failure: OnFailure
+    monitor: Monitor | None
 
     def init_states(self, problem):
         state, checkpoints, slots = _state(problem.state), None, self.slots
@@ -201,9 +204,20 @@ class ReversibleSweep(AbstractStepSweep):
             assert states.checkpoints is not None
             number, slots = states.checkpoints.restarts, len(states.checkpoints.numbers)
             fine = fine & has_room_for(self.on_failure, number, slots, matters & fine)
-        loss = Loss(jnp.where(fine, loss.size, 0), loss.t)
         rtol = jnp.asarray(self._rtol(solved), loss.size.dtype)
-        lost = doubt(self.on_failure, loss.size, carry.size, rtol, loss.t)
+        t, checkpoints = loss.t * direction_of(solved.problem), states.checkpoints
+        size = watch(
+            self.monitor,
+            loss.size,
+            loss=loss.size,
+            rtol=rtol,
+            t=t,
+            num_restarts=0 if checkpoints is None else checkpoints.restarts,
+            checkpoints=0 if checkpoints is None else checkpoints.slots,
+            num_steps=num_accepted(solved.final),
+        )
+        size = jnp.where(fine, size, 0)
+        lost = doubt(self.on_failure, size, carry.size, rtol, t)
         return jnp.where(fine, lost, jnp.nan)
 
 

@@ -5,8 +5,9 @@ import equinox as eqx
 import lineax as lx
 from diffrax import Euler, ImplicitEuler
 
+from ..._checks import check_integer
 from ..._reversal.diagonal_runge_kutta import LinearSystems
-from ..discrete.adjoint import AbstractDiscreteAdjoint, check_at_least_one
+from ..discrete.adjoint import AbstractDiscreteAdjoint
 from .refusal import refuse_unsupported
 from .sweep import SymplecticSweep
 
@@ -161,7 +162,7 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
 
     def __check_init__(self):
         for name in ("capacity", "checkpoints"):
-            check_at_least_one("SymplecticAdjoint", name, getattr(self, name))
+            check_integer("SymplecticAdjoint", name, getattr(self, name), 1, None)
         kinds = ("states", "stages", "residuals")
         if self.keep not in kinds:
             raise ValueError(
@@ -179,13 +180,14 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
         has_one_stage = issubclass(type(solver), Euler | ImplicitEuler)
         return "states" if has_one_stage and self.keep == "stages" else self.keep
 
-    def sweep(self, loop, static, problem, throw, passed_solver_state):
+    def sweep(self, loop, static, problem, throw, call_site, passed_solver_state):
         return SymplecticSweep(
             loop,
             static,
             type(self).__name__,
             problem.options["max_steps"] if self.capacity is None else self.capacity,
             throw,
+            call_site,
             self.checkpoints,
             self._keeps(problem.parameters.solver),
             passed_solver_state,

@@ -17,15 +17,26 @@ def propose_grid(bound: float, dtype=None) -> float:
     if not 0 < bound < math.inf:
         raise ValueError(f"`propose_grid({bound!r})` needs a positive bound.")
     dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-    return 2.0 ** (1 + math.ceil(math.log2(bound)) - _digits(dtype))
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"`propose_grid({bound!r}, {dtype.name})` needs the dtype of the solution, "
+            "which is a floating-point one, for example `jnp.float32`."
+        )
+    return 2.0 ** _power(bound, dtype)
+
+
+def _power(bound: float, dtype) -> int:
+    return 1 + math.ceil(math.log2(bound)) - _digits(dtype)
 
 
 def check_grid(name: str, grid: float) -> None:
     if not 0 < grid < math.inf or math.frexp(grid)[0] != 0.5:
         raise ValueError(
             f"`{name}(grid={grid!r})` must be a power of two, so that its multiples "
-            "are exact in floating point, for example `grid=2.0**-40`. "
-            "`propose_grid(bound, dtype)` proposes one."
+            "are exact in floating point. `propose_grid(bound, dtype)` proposes one: "
+            "where neither the solution nor the vector field is larger than 8, "
+            f"`grid=2.0**{_power(8.0, jnp.float32)}` in float32, and "
+            f"`grid=2.0**{_power(8.0, jnp.float64)}` in float64."
         )
 
 

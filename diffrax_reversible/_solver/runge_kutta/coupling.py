@@ -18,6 +18,7 @@ from diffrax import (
 )
 from jaxtyping import Array, PyTree
 
+from ..._checks import written
 from ..._compat import is_sde, ω
 from ..._tree import add, combine, scale
 from ..base import AbstractReversibleSolver
@@ -164,6 +165,11 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
         *,
         restart: float | None = 0.05,
     ):
+        if isinstance(solver, type):
+            raise ValueError(
+                f"`Reversible({solver.__name__})` was given a class, and not a solver. "
+                f"Use `Reversible({written(solver)})`."
+            )
         kind, name = type(solver), type(solver).__name__
         if issubclass(
             kind,
@@ -173,14 +179,14 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
             | SemiImplicitEuler,
         ):
             raise ValueError(
-                f"`Reversible({name}())`: `{name}` is reversible already. Use it as it "
-                "is."
+                f"`Reversible({written(solver)})`: `{name}` is reversible already. Use "
+                "it as it is."
             )
         if not steps_by_tableau(kind):
             raise ValueError(
-                f"`Reversible({name}())`: only explicit Runge-Kutta solvers can be made "
-                "reversible, for example `Reversible(diffrax.Tsit5())`, and only if they "
-                "do not override `step`."
+                f"`Reversible({written(solver)})`: only explicit Runge-Kutta solvers can "
+                "be made reversible, for example `Reversible(diffrax.Tsit5())`, and only "
+                "if they do not override `step`."
             )
         if not 0 < coupling_parameter <= 1:
             raise ValueError(
@@ -216,8 +222,8 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
                 else "is not known to converge to the Stratonovich solution of an SDE"
             )
             raise ValueError(
-                f"`Reversible({name}())`: `{name}` {why}. Use a Stratonovich solver, for "
-                "example `Reversible(diffrax.Heun())`."
+                f"`Reversible({written(self.solver)})`: `{name}` {why}. Use a "
+                "Stratonovich solver, for example `Reversible(diffrax.Heun())`."
             )
         if is_sde(terms):
             return y0

@@ -77,23 +77,3 @@ def test_derivative_in_controllers(options, message):
     assert jnp.isfinite(f(1.0))
     with pytest.raises(RuntimeError, match=_mentions(message, _checkpoints)):
         jax.eval_shape(jax.grad(f), 1.0)
-
-
-@pytest.mark.parametrize("differentiate", (False, True))
-@pytest.mark.parametrize(
-    "solver",
-    (
-        pytest.param(diffrax.Tsit5(), id="Tsit5"),
-        pytest.param(diffrax.HalfSolver(ReversibleALF4()), id="HalfSolver"),
-    ),
-)
-def test_solver_that_is_not_reversible(solver, differentiate):
-    def f(x):
-        return jnp.sum(_solve(solver=solver).ys) * x
-
-    f = jax.grad(f) if differentiate else f
-    message = _mentions(
-        f"`{type(solver).__name__}`", "`solver=ReversibleALF4()`", _checkpoints
-    )
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(f, 1.0)

@@ -1,0 +1,63 @@
+"""Telling how close a gradient is to what is not accepted."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class ReversalReport(eqx.Module):
+    """How well `ReversibleAdjoint` has undone a solve, for
+    `ReversibleAdjoint(monitor=...)`. All of it are NumPy arrays of the shape of the batch:
+    that of the axes of every `jax.vmap` that the gradient is part of, `()` if of none.
+
+    - `loss`: the largest relative difference between the states that were found on the
+        way back and those that should have been found; `inf` if nothing of the solution
+        was left.
+    - `rtol`: the largest one that is accepted.
+    - `t`: where `loss` was found.
+    - `num_restarts`: of the solver; 0 for one that does not restart.
+    - `checkpoints`: for how many restarts there is room; 0 if no states are kept.
+    - `num_steps`: how many steps were undone.
+
+    ```python
+    reports = []
+    adjoint = ReversibleAdjoint(monitor=reports.append)
+    jax.grad(loss)(parameters, adjoint)
+    print(reports[-1].loss / reports[-1].rtol)  # below 1
+    ```
+    """
+
+    loss: Float[np.ndarray, "..."]
+    rtol: Float[np.ndarray, "..."]
+    t: Float[np.ndarray, "..."]
+    num_restarts: Int[np.ndarray, "..."]
+    checkpoints: Int[np.ndarray, "..."]
+    num_steps: Int[np.ndarray, "..."]
+
+
+Monitor: TypeAlias = Callable[[ReversalReport], object]
+
+
+def watch(monitor: Monitor | None, x: Array, **values) -> Array:
+    """`x`; hands a `ReversalReport` of these values to `monitor` when it is run."""
+    if monitor is None:
+        return x
+    values = lax.stop_gradient(jax.tree.map(jnp.asarray, values))
+
+    def report(values):
+        arrays = np.broadcast_arrays(*map(np.asarray, values.values()))
+        # Broadcast arrays are not to be written to.
+        monitor(ReversalReport(**dict(zip(values, map(np.array, arrays)))))
+        return np.zeros(arrays[0].shape, x.dtype)
+
+    # In one call for a whole batch, which a `jax.debug.callback` is not.
+    zero = jax.pure_callback(
+        report, jax.ShapeDtypeStruct((), x.dtype), values, vmap_method="expand_dims"
+    )
+    return x + zero
