@@ -135,11 +135,9 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
             if self.residuals is None:
                 return evaluate_and_pull_back(i, cotangents, total)
             # Linear in both, and so the same at zero.
-            return batch.vjp(
-                lambda *tangents: self.residuals.tangent(step, i - first, *tangents),
-                *jtu.tree_map(jnp.zeros_like, (self.y0, parameters)),
-                *(cotangents, total),
-            )
+            tangent = ft.partial(self.residuals.tangent, step, i - first)
+            point, zeros = jtu.tree_map(jnp.zeros_like, (self.y0, parameters))
+            return batch.vjp(tangent, point, zeros, cotangents, total)
 
         def stage(pull_back, loop, i):
             cotangent_k, cotangent_y0, total = loop

@@ -164,8 +164,6 @@ def decode(
     state = copy
     if type(like) is RestartState:
         state = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        # Every step since the start was made with the same copy.
-        state = eqx.tree_at(lambda s: s.age, state, jnp.iinfo(like.age.dtype).max)
         state = with_copy(state, copy)
     options = dict(
         saveat=SaveAt(t1=True),

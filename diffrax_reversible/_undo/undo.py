@@ -24,7 +24,8 @@ from jaxtyping import Array, PyTree
 from .._adjoint import ReversibleAdjoint
 from .._adjoint.reversible.accuracy import default_rtol, is_solution
 from .._adjoint.reversible.sweep import refuse_restarts_inside
-from .._autodiff.report import Action, check_action, is_trusted
+from .._autodiff.report import Action, check_action, is_trusted, OnFailure
+from .._call_site import call_site
 from .._compat import nondifferentiable
 from .._loop.state import Span
 from .._loop.steps import UndoneSteps
@@ -110,8 +111,8 @@ def undo(
     - `saveat`: what to save on the way back, as for a solve from `t1` to `t0`: with
         `SaveAt(t1=True)` the start. `SaveAt(ts=...)` are times from `t1` down to `t0`, at
         which the solution is interpolated as the solve itself would have done;
-        `SaveAt(steps=True)` saves all states at starts of steps.
-        `SaveAt(solver_state=True)` saves the solver state at the start.
+        `SaveAt(steps=True)` saves all states at starts of steps, and
+        `SaveAt(solver_state=True)` the solver state at the start.
     - `adjoint`, `throw`, `progress_meter`: of the way back. `max_steps` is only needed
         for `SaveAt(steps=...)`, `SaveAt(dense=True)` and diffrax's own adjoint methods.
     - `reversal_rtol`: a solver state starts as a function of the initial state, so the one
@@ -149,7 +150,8 @@ def undo(
     forgotten when the step before that was: its solution is found, and its solver state
     is not.
     """
-    ts, ys = solution.ts, solution.ys
+    ts: Any = solution.ts
+    ys, stats = solution.ys, solution.stats
     if not eqx.is_array(ts) or ts.size == 0:
         raise ValueError(
             "`undo` needs the solution at the end of the solve. Solve with "
@@ -167,7 +169,7 @@ def undo(
         dt0,
         args,
         solution.controller_state,
-        solution.stats["num_accepted_steps"],
+        stats["num_accepted_steps"],
         dict(
             saveat=saveat,
             adjoint=adjoint,
@@ -198,7 +200,8 @@ def go_back(
     on_failure: Action | None,
 ) -> Solution:
     """Undoes a solve from `times[0]` that was to end at `times[1]` and has ended at
-    `times[2]`, after `count` steps; `None`: after all the steps that there are."""
+    `times[2]`, after `count` steps; `None`: after all the steps that there are, and
+    without a restart."""
     refuse(solver, terms, name)
     throw = options["throw"]
     if on_failure is None:
@@ -214,6 +217,10 @@ def go_back(
     steps = steps_of(
         controller, controller_state, direction, span, t_end * direction, count, name
     )
+    if count is None and type(solver_state) is RestartState:
+        # There were no restarts.
+        age = jnp.asarray(steps.count, jnp.result_type(solver_state.age))
+        solver_state = eqx.tree_at(lambda s: s.age, solver_state, age)
     forward = in_direction(terms, direction)
     expected = state_like(solver, forward, span.t0, y1, args)
     check_solver_state(solver, solver_state, expected)
@@ -230,6 +237,9 @@ def go_back(
     undone = UndoneSteps(steps, span)
     # As `diffeqsolve` turns time around.
     back = jnp.where(t_end < t0, 1, -1)
+    kwargs: dict[str, Any] = dict(
+        options, saveat=_with_start(options["saveat"], dtype, name)
+    )
     found = diffeqsolve(
         terms,
         Undone(solver, undone, t_end * back, t0 * back),
@@ -240,7 +250,7 @@ def go_back(
         args,
         stepsize_controller=undone,
         solver_state=UndoneState(steps.count, solver_state, jnp.int32(0)),
-        **(options | dict(saveat=_with_start(options["saveat"], dtype, name))),
+        **kwargs,
     )
     (ts, _), (ys, y0) = found.ts, found.ys  # pyright: ignore
     y0, state = jtu.tree_map(lambda x: x[-1], y0), found.solver_state
@@ -253,7 +263,7 @@ def go_back(
         (y1, solver_state),
         steps.count,
         rtol,
-        on_failure,
+        OnFailure(on_failure, call_site()),
     )
     saved = state.solver_state if options["saveat"].solver_state else None
     # Who warns is content, and must not be optimised away.
@@ -291,8 +301,8 @@ def _is_start(
     start: tuple[Y, UndoneState],
     end: tuple[Y, PyTree],
     count: IntScalarLike,
-    rtol: float | None,
-    on_failure: Action,
+    rtol: RealScalarLike | None,
+    on_failure: OnFailure,
 ) -> BoolScalarLike:
     """Whether what was found can be the start. Raises or warns at run time if not."""
     (terms, t0, args), (y0, state), (y1, solver_state1) = problem, start, end
@@ -305,7 +315,8 @@ def _is_start(
     if rtol is None:
         rtol = default_rtol(y1, count) if own is None else own
     size = jnp.maximum(norm(y0), norm(y1))
-    rtol, loss = jnp.asarray(rtol, size.dtype), from_bits(state.loss).astype(size.dtype)
+    accepted = jnp.asarray(rtol, size.dtype)
+    loss = from_bits(state.loss).astype(size.dtype)
     okay = jnp.array(True)
     if type(solver_state1) is RestartState and not solver_state1.restarts:
         difference, largest = jtu.tree_map(jnp.asarray, solver_state1.largest)
@@ -322,7 +333,7 @@ def _is_start(
         loss = jnp.where(jnp.isfinite(loss) | jnp.isfinite(size), loss, 0)
         return is_trusted(loss, rtol, on_failure, describe)
 
-    okay = okay & check(loss, size, rtol, "solution before a restart")
+    okay = okay & check(loss, size, accepted, "solution before a restart")
     fresh, is_fresh = _floating(solver.init(terms, t0, t0, y0, args)), count > 0
     if type(solver_state0) is RestartState:
         is_fresh = is_fresh & (solver_state0.age == 0)
@@ -333,7 +344,7 @@ def _is_start(
         loss = norm(jtu.tree_map(jnp.subtract, found, fresh))
         size = jnp.maximum(norm(_floating(solver_state1)), norm(fresh))
         loss = jnp.where(is_fresh, loss, 0)
-        okay = okay & check(loss, size, jnp.sqrt(rtol), "solver state")
+        okay = okay & check(loss, size, jnp.sqrt(accepted), "solver state")
     return okay
 
 

@@ -4,6 +4,7 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
+import optimistix as optx
 import pytest
 
 from diffrax_reversible import (
@@ -89,9 +90,8 @@ def test_steps_unknown():
 
 
 def test_not_the_end_of_a_step():
-    event = diffrax.Event(
-        lambda t, y, args, **kwargs: y[0], root_finder=_Bisection(1e-6, 1e-6)
-    )
+    root_finder = optx.Newton(1e-6, 1e-6)
+    event = diffrax.Event(lambda t, y, args, **kwargs: y[0], root_finder=root_finder)
     for solution in (
         _solve(event=event),
         _solve(diffrax.SaveAt(ts=jnp.array([0.5, 1.23]), solver_state=True)),
@@ -99,12 +99,6 @@ def test_not_the_end_of_a_step():
     ):
         with pytest.raises(Exception, match="not given the end of a step"):
             undo(_terms, _solver, solution, 0.1, 1.3)
-
-
-def _Bisection(rtol, atol):
-    import optimistix as optx
-
-    return optx.Newton(rtol, atol)
 
 
 def test_steps_of_another_solve():
@@ -121,12 +115,6 @@ def test_not_to_be_saved():
         saveat = diffrax.SaveAt(t1=True, **kwargs)
         with pytest.raises(ValueError, match="nothing is left of them"):
             undo(_terms, _solver, _solve(), 0.1, 1.3, saveat=saveat)
-
-
-def test_unknown_action():
-    with pytest.raises(ValueError, match="on_failure"):
-        action: str = "ignore"
-        undo(_terms, _solver, _solve(), 0.1, 1.3, on_failure=action)  # pyright: ignore
 
 
 @pytest.mark.filterwarnings("ignore:.*is not marked as converging")

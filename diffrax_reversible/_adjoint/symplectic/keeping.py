@@ -7,7 +7,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from diffrax import AbstractSolver, AbstractWrappedSolver, Euler, RESULTS
+from diffrax import AbstractSolver, AbstractWrappedSolver, RESULTS
 from jaxtyping import PyTree
 
 from ..._autodiff.linearisation import Linearisation
@@ -129,10 +129,11 @@ class KeepsResiduals(AbstractKeepingSolver):
         )
         y1 = (y0**ω + combine(tableau.b, k) ** ω).ω
         dense_info, y_error = dict(y0=y0, y1=y1), None
-        if not issubclass(kind, Euler):
+        if tableau.error is not None:
+            # All but Euler's method.
             dense_info, y_error = dict(dense_info, k=k), combine(tableau.error, k)
         if solver_state is not None:
-            solver_state = (jnp.zeros_like(first_step), f1)
+            solver_state = (jnp.zeros_like(solver_state[0]), f1)
         kept = (f0, residuals)
         return y1, y_error, dense_info, (solver_state, kept), RESULTS.successful
 
