@@ -13,6 +13,7 @@ import numpy as np
 from diffrax import AbstractSolver
 from jaxtyping import Array, PyTree
 
+from .._autodiff.batch import Batch
 from .._compat import ω
 from .._solver.runge_kutta.tableau import (
     diagonal_tableaus_of,
@@ -20,7 +21,7 @@ from .._solver.runge_kutta.tableau import (
     has_several_tableaus,
 )
 from .._tree import add, combine, outer, scale, where
-from .._types import BoolScalarLike, Y
+from .._types import BoolScalarLike, RealScalarLike, Y
 from .base import AbstractReversal, ReverseStep
 from .failure import distrusted, has_failed
 from .stages import Stages
@@ -296,18 +297,39 @@ def _from_real(x: PyTree, like: PyTree) -> PyTree:
     return jtu.tree_map(one, like, x)
 
 
+def first_slope(
+    inputs: Any,
+    t0: RealScalarLike,
+    y0: Y,
+    f0: PyTree,
+    evaluates_first: BoolScalarLike,
+    batch: Batch,
+) -> PyTree:
+    """The vector field at the start of a step: what has been handed on, unless the step
+    `evaluates_first`.
+
+    - `inputs`: that have the terms and their `args`.
+    """
+
+    def evaluate():
+        f = inputs.terms.vf(t0, y0, inputs.args)
+        return where(jnp.asarray(evaluates_first), f, f0)
+
+    return lax.cond(batch.any(evaluates_first), evaluate, lambda: f0)
+
+
 def solve_stages(
     step: ReverseStep,
     y0: Y,
     y1: Y,
-    solver_state: PyTree,
-    cached: BoolScalarLike | None,
+    f0: PyTree,
+    evaluates_first: BoolScalarLike,
     size: Array,
+    batch: Batch,
 ) -> Stages:
     """The stages of a step from `y0`, by the solver itself.
 
-    - `cached`: whether the first stage is to be taken from `solver_state`; `None` if it
-        never is.
+    - `f0`: what the step before has handed on; `None` if nothing.
     - `size`: of the cotangents of the solve.
     """
     inputs = step.inputs
@@ -316,13 +338,10 @@ def solve_stages(
         # One stage, which the end of the step tells.
         k = jtu.tree_map(lambda a, b: (b - a)[None], y0, y1)
         return Stages(k, None)
-    f0 = None
-    if solver_state is not None:
+    solver_state = None
+    if f0 is not None:
         # Cheaper than to have the root finder find an explicit stage.
-        _, state_f0 = solver_state
-        f0 = inputs.terms.vf(inputs.t0, y0, inputs.args)
-        if cached is not None:
-            f0 = where(cached, state_f0, f0)
+        f0 = first_slope(inputs, inputs.t0, y0, f0, evaluates_first, batch)
         solver_state = (jnp.array(False), f0)
     _, _, dense_info, _, result = inputs.solver.step(
         inputs.terms, inputs.t0, inputs.t1, y0, inputs.args, solver_state, False

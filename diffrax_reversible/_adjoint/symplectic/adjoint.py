@@ -74,16 +74,16 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     and the cotangents of parameters are $\sum_i h\, (\partial f / \partial \theta)^\top
     w_i$. That takes one linear system for each stage, solved by lineax (`linear_solver`,
     `linear_tags`). Of several terms with a tableau each (IMEX) the explicit ones need no
-    system. The stages are found again by the root finder of the solver, or kept.
+    system. The stages are found again by the root finder of the solver, or kept. Solvers
+    that hand their last stage on to the next step have it kept with each state, so that
+    the steps that are made again are those of the solve.
 
     The theorem holds at a root, and the stages are roots up to the tolerance of the root
     finder: the gradient is exact up to that. By default it is the tolerance of the
     step-size controller, times the 0.01 with which [`diffrax.VeryChord`][] asks for more,
     so that what is missing is smaller than the error of the solution. Where gradients are
     compared more closely than this, pass `root_finder=diffrax.VeryChord(rtol=1e-12,
-    atol=1e-12)` or the like to the solver. (Steps that are made again between two kept
-    states start with the vector field there, and not with the last stage that the root
-    finder has found, so that they are the steps of the solve up to this tolerance.)
+    atol=1e-12)` or the like to the solver.
 
     Where a root finder has failed, or a system could not be solved, the gradient is NaN,
     or there is an error; an element of a batch that has failed and that the loss leaves
@@ -111,7 +111,8 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     stages are kept; and to pull it back two evaluations of the vector field with their
     derivatives, and the solution of a linear system. By default its matrix is made, of
     the size of the state squared, from one Jacobian-vector product for each component of
-    the state, and is gone before the next stage. With `linear_solver=lineax.GMRES(rtol,
+    the state, and is gone before the next stage. Solvers that hand on their last stage have two states kept
+    for each. With `linear_solver=lineax.GMRES(rtol,
     atol)` there is no matrix.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the

@@ -23,6 +23,7 @@ from ..._loop.state import (
 from ..._reversal.base import StepInputs
 from ..._reversal.diagonal_runge_kutta import (
     DiagonalRungeKuttaReversal,
+    first_slope,
     LinearSystems,
     solve_stages,
 )
@@ -45,7 +46,8 @@ from .keeping import AbstractKeepingSolver, KeepsResiduals, KeepsStages
 
 class Start(eqx.Module):
     """What is kept of a step: its start and, perhaps, its stages, or the residuals of
-    their derivatives that vary."""
+    their derivatives that vary. Of an implicit solver that hands on its last stage this is
+    always kept."""
 
     y: Y
     stages: Stages | None
@@ -109,6 +111,11 @@ class SymplecticSweep(AbstractStepSweep):
         if isinstance(solver, KeepsResiduals):
             f0, residuals = kept
             return Start(y, Stages(None, f0), residuals, solver.linearisation)
+        if f0 is not None and not steps_by_tableau(type(solver)):
+            # It is a root, which the vector field at `y` is not: where that is stiff it
+            # makes much of what is missing from it.
+            f0 = jtu.tree_map(jnp.asarray, f0)
+            return Start(y, Stages(None, f0), None, None)
         return Start(y, None, None, None)
 
     def _number_of_slots(self, problem: Problem) -> int:
@@ -231,9 +238,11 @@ class SymplecticSweep(AbstractStepSweep):
             y1, _ = carry.end
             y1 = where(finite | (carry.size != 0), y1, start.y)
             stages = start.stages
-            if stages is None:
-                size = carry.size
-                stages = solve_stages(step, start.y, y1, solver_state, cached, size)
+            if stages is None or stages.k is None:
+                f0 = None if stages is None else stages.f0
+                stages = solve_stages(
+                    step, start.y, y1, f0, evaluates_first, carry.size, batch
+                )
             reversal = DiagonalRungeKuttaReversal(
                 kind,
                 start.y,
@@ -270,12 +279,21 @@ class SymplecticSweep(AbstractStepSweep):
         linearisation = kept.states.linearisation
         solver = self._keeping(parameters.solver, linearisation)
         keeps = isinstance(solver, AbstractKeepingSolver)
+        is_explicit = steps_by_tableau(type(parameters.solver))
         # If only its start is needed, the last step need not be made.
         end = index + 1 if keeps else index
 
         def make(loop):
             _, i, y, solver_state, starts = loop
             t0, t1 = steps.interval(i, span)
+            made_jump = steps.made_jump(i)
+            if not is_explicit and solver_state is not None:
+                # Not for all elements of a batch where one has to.
+                first_step, f0 = solver_state
+                evaluates = jnp.asarray(first_step | made_jump)
+                f0 = first_slope(parameters, t0, y, f0, evaluates, batch)
+                solver_state = (jnp.zeros_like(first_step), f0)
+                made_jump = False
             y1, _, _, solver_state1, result = solver.step(
                 parameters.terms,
                 t0,
@@ -283,7 +301,7 @@ class SymplecticSweep(AbstractStepSweep):
                 y,
                 parameters.args,
                 (solver_state, None) if keeps else solver_state,
-                steps.made_jump(i),
+                made_jump,
             )
             solver_state1, made = solver_state1 if keeps else (solver_state1, None)
             start = self._start(solver, y, solver_state, made)
@@ -291,6 +309,8 @@ class SymplecticSweep(AbstractStepSweep):
             starts = starts.keep(i - before, start, go_on & (i >= before))
             # A root finder may fail this time.
             y = where(go_on, or_nan(result, y1), y)
+            if not is_explicit:
+                solver_state1 = where(go_on, solver_state1, solver_state)
             return batch.any(due & (i + 1 < end)), i + 1, y, solver_state1, starts
 
         def remake():
@@ -299,15 +319,18 @@ class SymplecticSweep(AbstractStepSweep):
             if solver_state is not None:
                 t0, _ = steps.interval(first, span)
                 first_step, f0 = solver_state
-                f = parameters.terms.vf(t0, y, parameters.args)
+                if is_explicit:
+                    f = parameters.terms.vf(t0, y, parameters.args)
+                else:
+                    f = start.stages.f0
                 f0 = where(last_kept > 1, f, f0)
                 solver_state = (first_step & (last_kept <= 1), f0)
             loop = (batch.any(due & (first < end)), first, y, solver_state)
-            *_, y, _, starts = lax.while_loop(
+            *_, y, solver_state, starts = lax.while_loop(
                 lambda loop: loop[0], make, (*loop, segment.starts)
             )
             if not keeps:
-                start = self._start(solver, y, None, None)
+                start = self._start(solver, y, solver_state, None)
                 starts = starts.keep(index - before, start, due)
             return starts, jnp.where(due, before, segment.before)
 

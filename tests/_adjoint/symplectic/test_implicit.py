@@ -137,6 +137,36 @@ def test_gradients(kind, controller, keywords):
     _check(_parameters(), kind, controller, ours=(keywords,))
 
 
+def test_robertson():
+    """Very stiff, with a root finder as it is by default: the steps that are made again
+    are those of the solve."""
+
+    def field(t, y, rates):
+        a, b, c = y
+        first, last = rates[2] * b * c - rates[0] * a, rates[1] * b**2
+        return jnp.stack([first, -first - last, last])
+
+    def loss(y0, rates, adjoint):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Kvaerno5(),
+            *(0.0, 100.0, 1e-4),
+            y0,
+            rates,
+            adjoint=adjoint,
+            stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-8),
+            max_steps=512,
+        )
+        return weigh(solution.ys)
+
+    def found(adjoint):
+        f = jax.value_and_grad(lambda *x: loss(*x, adjoint), (0, 1))
+        return jit(f)(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.04, 3e7, 1e4]))
+
+    true = found(diffrax.RecursiveCheckpointAdjoint())
+    check(found(SymplecticAdjoint(checkpoints=12)), true)
+
+
 _KINDS = (
     diffrax.ImplicitEuler,
     diffrax.Kvaerno3,
@@ -247,7 +277,9 @@ def test_dtypes(dtype):
     def grad(adjoint, dtype):
         def loss(y0, rate):
             solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(lambda t, y, a: -a * (y - jnp.conj(y[::-1]) * y)),
+                diffrax.ODETerm(
+                    lambda t, y, a: -a.astype(y.dtype) * (y - jnp.conj(y[::-1]) * y)
+                ),
                 diffrax.Kvaerno3(root_finder=optx.Newton(rtol=tol, atol=tol)),
                 *jnp.array([0.0, 1.0, 0.1], rate.dtype),
                 y0,
@@ -315,6 +347,52 @@ def test_linear_solvers(keywords):
     true = _diffusion(diffrax.RecursiveCheckpointAdjoint(), **couples)
     found = _diffusion(SymplecticAdjoint(**keywords), **couples)
     assert leaf_differences(found, true) < 1e-8
+
+
+#
+# Memory
+#
+
+
+@_slow
+def test_memory():
+    """One evaluation of the vector field and one matrix, whatever the number of steps and
+    stages."""
+    sizes = (64, 128, 128, 64)
+    weights = [jnp.ones((b, a)) for a, b in zip(sizes, sizes[1:])]
+
+    def field(t, y, weights):
+        for w in weights[:-1]:
+            y = jnp.tanh(w @ y)
+        return weights[-1] @ y
+
+    def memory(kind, adjoint, steps):
+        def loss(weights, y0):
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(field),
+                kind(root_finder=diffrax.VeryChord(rtol=1e-8, atol=1e-8)),
+                *(0.0, 1.0, 1 / steps),
+                y0,
+                weights,
+                adjoint=adjoint,
+                max_steps=steps,
+            )
+            return jnp.sum(solution.ys)
+
+        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(weights, jnp.ones(64))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    ours = SymplecticAdjoint(checkpoints=8)
+    few, many = memory(diffrax.Kvaerno3, ours, 16), memory(diffrax.Kvaerno5, ours, 512)
+    state, parameters = 8 * 64, 8 * sum(w.size for w in weights)
+    # Twice three more stages, and where to keep the times of steps.
+    assert many - few < 20 * state
+    # The gradient of the parameters, the residuals of an evaluation along each component
+    # of the state, the matrix and its factors.
+    matrix = 64 * state
+    assert many < parameters + 6 * matrix
+    theirs = memory(diffrax.Kvaerno5, diffrax.RecursiveCheckpointAdjoint(), 512)
+    assert many < theirs / 2
 
 
 #
