@@ -111,9 +111,9 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     stages are kept; and to pull it back two evaluations of the vector field with their
     derivatives, and the solution of a linear system. By default its matrix is made, of
     the size of the state squared, from one Jacobian-vector product for each component of
-    the state, and is gone before the next stage. Solvers that hand on their last stage have two states kept
-    for each. With `linear_solver=lineax.GMRES(rtol,
-    atol)` there is no matrix.
+    the state, and is gone before the next stage. With `linear_solver=lineax.GMRES(rtol,
+    atol)` there is no matrix. Of solvers that hand on their last stage two states are
+    kept for each.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
     batch share are summed in every stage: memory and time are those of a solve with a
