@@ -269,7 +269,7 @@ def test_batch(kind, controller, keywords):
 
 
 @_slow
-@pytest.mark.filterwarnings("ignore:Complex dtype support:UserWarning")
+@pytest.mark.filterwarnings("ignore:Complex:UserWarning")
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.complex128))
 def test_dtypes(dtype):
     """A vector field that is not holomorphic."""
