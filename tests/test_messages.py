@@ -428,10 +428,19 @@ def _line():
     return start + line
 
 
+# One of them in every mode; all of them where the lines of a program are shown.
 @pytest.mark.parametrize(
-    "mode", (pytest.param("eager", marks=pytest.mark.slow), "jit", "filter_jit")
+    "name, mode",
+    [
+        pytest.param(
+            name,
+            mode,
+            marks=[] if "filter_jit" in mode or name == "lost" else pytest.mark.slow,
+        )
+        for name in _runs
+        for mode in _modes
+    ],
 )
-@pytest.mark.parametrize("name", _runs)
 def test_run(name, mode):
     case = _runs[name]
     f = _modes[mode](jax.grad(case.loss) if case.is_gradient else case.loss)
