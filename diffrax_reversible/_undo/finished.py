@@ -97,8 +97,9 @@ def steps_of(
         arguments = (None, span.t0, span.t1, None, span.dt0, *nothing)
         _, (completed, number, *bounds) = controller.init(*arguments)  # pyright: ignore
         count = jnp.where(span.t0 < span.t1, number, 0) if count is None else count
-        state = (completed + count, number, *bounds)
-    return Steps(controller, state, jnp.asarray(count), t_end, False, None)
+        completed = completed + jnp.asarray(count, completed.dtype)
+        state = (completed, number, *bounds)
+    return Steps(controller, state, jnp.asarray(count, int), t_end, False, None)
 
 
 def is_end_of_a_step(steps: Steps, span: Span) -> BoolScalarLike:
@@ -143,8 +144,8 @@ def check_solver_state(
     kind = type(solver).__name__
     if solver_state is None:
         raise ValueError(
-            f"`undo` needs the solver state of `{kind}` at the end of the solve. Solve with "
-            "`saveat=SaveAt(t1=True, solver_state=True)`."
+            f"`undo` needs the solver state of `{kind}` at the end of the solve. Solve "
+            "with `saveat=SaveAt(t1=True, solver_state=True)`."
         )
     raise ValueError(
         f"`undo` was given a solution whose solver state is not one of `{kind}` for a "

@@ -110,8 +110,8 @@ def undo(
     - `saveat`: what to save on the way back, as for a solve from `t1` to `t0`: with
         `SaveAt(t1=True)` the start. `SaveAt(ts=...)` are times from `t1` down to `t0`, at
         which the solution is interpolated as the solve itself would have done;
-        `SaveAt(steps=True)` saves all states at starts of steps. `SaveAt(solver_state=True)`
-        saves the solver state at the start.
+        `SaveAt(steps=True)` saves all states at starts of steps, and
+        `SaveAt(solver_state=True)` the solver state at the start.
     - `adjoint`, `throw`, `progress_meter`: of the way back. `max_steps` is only needed
         for `SaveAt(steps=...)`, `SaveAt(dense=True)` and diffrax's own adjoint methods.
     - `reversal_rtol`: a solver state starts as a function of the initial state, so the one
@@ -198,7 +198,8 @@ def go_back(
     on_failure: Action | None,
 ) -> Solution:
     """Undoes a solve from `times[0]` that was to end at `times[1]` and has ended at
-    `times[2]`, after `count` steps; `None`: after all the steps that there are."""
+    `times[2]`, after `count` steps; `None`: after all the steps that there are, and
+    without a restart."""
     refuse(solver, terms, name)
     throw = options["throw"]
     if on_failure is None:
@@ -214,6 +215,10 @@ def go_back(
     steps = steps_of(
         controller, controller_state, direction, span, t_end * direction, count, name
     )
+    if count is None and type(solver_state) is RestartState:
+        # There were no restarts.
+        age = steps.count.astype(jnp.result_type(solver_state.age))
+        solver_state = eqx.tree_at(lambda s: s.age, solver_state, age)
     forward = in_direction(terms, direction)
     expected = state_like(solver, forward, span.t0, y1, args)
     check_solver_state(solver, solver_state, expected)
