@@ -85,9 +85,12 @@ def encode(
     nothing. (So no explicit Runge-Kutta method is symmetric, and a reversible solver is
     one of a larger state.) With a pair of terms the argument does not hold, since
     polynomials become matrices of determinant one: [`diffrax_reversible.StormerVerlet`][]
-    and the other symplectic solvers keep nothing but `y`. And what is lost without `copy`
-    is small: putting `v = f(t1, y)` in its place, which is what a solve from `t1` with a
-    fresh solver state does, finds `y0` up to the error of the method.
+    and the other symplectic solvers keep nothing but `y`. Where nearly is
+    enough, put `f(t1, y)` in the place of `copy`, or `y` for a coupled solver, and pass
+    `reversal_rtol=math.inf` to `decode`: what it finds was off by an error of order 4 in
+    the step with [`diffrax_reversible.ALF`][] and
+    [`diffrax_reversible.ReversibleALF2`][], 8 with
+    [`diffrax_reversible.ReversibleALF4`][], and 3 with `Reversible(diffrax.Heun())`.
 
     **Arguments:** as [`diffrax.diffeqsolve`][].
 
