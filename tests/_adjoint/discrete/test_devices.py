@@ -27,9 +27,10 @@ _mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2
 # With so many hidden units the stages of a step are a loop.
 _batch, _width, _hidden = 16, 8, 1024
 
+# With few checkpoints, steps are made again.
 _methods = (
     pytest.param(ReversibleALF2(), ReversibleAdjoint(), id="reversible"),
-    pytest.param(diffrax.Bosh3(), SymplecticAdjoint(), id="symplectic"),
+    pytest.param(diffrax.Bosh3(), SymplecticAdjoint(checkpoints=4), id="symplectic"),
 )
 
 
