@@ -38,7 +38,8 @@ class LeapfrogMidpointReversal(AbstractReversal):
         tm1 = _previous(step, t0)
 
         def increment(point, parameters):
-            return _increment(step, *point, parameters)
+            y0, tm1 = point
+            return _increment(step, y0, tm1, parameters)
 
         dy, (from_dy, cotangent_tm1), total = batch.vjp(
             increment, (y0, tm1), step.parameters, cotangent_y1, total

@@ -97,7 +97,7 @@ def steps_of(
         arguments = (None, span.t0, span.t1, None, span.dt0, *nothing)
         _, (completed, number, *bounds) = controller.init(*arguments)  # pyright: ignore
         count = jnp.where(span.t0 < span.t1, number, 0) if count is None else count
-        completed = completed + jnp.asarray(count, completed.dtype)
+        completed = completed + jnp.asarray(count, jnp.result_type(completed))
         state = (completed, number, *bounds)
     return Steps(controller, state, jnp.asarray(count, int), t_end, False, None)
 

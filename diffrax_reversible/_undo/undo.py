@@ -149,14 +149,14 @@ def undo(
     forgotten when the step before that was: its solution is found, and its solver state
     is not.
     """
-    ts, ys = solution.ts, solution.ys
+    ts: Any = solution.ts
     if not eqx.is_array(ts) or ts.size == 0:
         raise ValueError(
             "`undo` needs the solution at the end of the solve. Solve with "
             "`saveat=SaveAt(t1=True, solver_state=True)`. If there are several `subs`, "
             "pass a solution with the `ts` and `ys` of one, which has `t1=True`."
         )
-    y1 = jtu.tree_map(lambda x: x[-1], ys)
+    y1 = jtu.tree_map(lambda x: x[-1], solution.ys)
     return go_back(
         "undo",
         terms,
@@ -217,7 +217,7 @@ def go_back(
     )
     if count is None and type(solver_state) is RestartState:
         # There were no restarts.
-        age = steps.count.astype(jnp.result_type(solver_state.age))
+        age = jnp.asarray(steps.count, jnp.result_type(solver_state.age))
         solver_state = eqx.tree_at(lambda s: s.age, solver_state, age)
     forward = in_direction(terms, direction)
     expected = state_like(solver, forward, span.t0, y1, args)
@@ -233,6 +233,8 @@ def go_back(
         "from there: use `Event(root_finder=None)`.",
     )
     undone = UndoneSteps(steps, span)
+    saveat = _with_start(options["saveat"], dtype, name)
+    kwargs: dict[str, Any] = options | dict(saveat=saveat)
     # As `diffeqsolve` turns time around.
     back = jnp.where(t_end < t0, 1, -1)
     found = diffeqsolve(
@@ -245,7 +247,7 @@ def go_back(
         args,
         stepsize_controller=undone,
         solver_state=UndoneState(steps.count, solver_state, jnp.int32(0)),
-        **(options | dict(saveat=_with_start(options["saveat"], dtype, name))),
+        **kwargs,
     )
     (ts, _), (ys, y0) = found.ts, found.ys  # pyright: ignore
     y0, state = jtu.tree_map(lambda x: x[-1], y0), found.solver_state
@@ -307,10 +309,10 @@ def _is_start(
     terms, t0, args, y0, state, y1, solver_state1 = problem
     solver_state0 = state.solver_state
     own = getattr(solver, "reversal_rtol", None)
-    if rtol is None:
-        rtol = default_rtol(y1, count) if own is None else own
+    accepted = default_rtol(y1, count) if own is None else own
     size = jnp.maximum(norm(y0), norm(y1))
-    rtol, loss = jnp.asarray(rtol, size.dtype), from_bits(state.loss).astype(size.dtype)
+    accepted = jnp.asarray(accepted if rtol is None else rtol, size.dtype)
+    loss = from_bits(state.loss).astype(size.dtype)
     okay = jnp.array(True)
     if type(solver_state1) is RestartState and not solver_state1.restarts:
         difference, largest = jtu.tree_map(jnp.asarray, solver_state1.largest)
@@ -327,7 +329,7 @@ def _is_start(
         loss = jnp.where(jnp.isfinite(loss) | jnp.isfinite(size), loss, 0)
         return is_trusted(loss, rtol, on_failure, describe)
 
-    okay = okay & check(loss, size, rtol, "solution before a restart")
+    okay = okay & check(loss, size, accepted, "solution before a restart")
     fresh, is_fresh = _floating(solver.init(terms, t0, t0, y0, args)), count > 0
     if type(solver_state0) is RestartState:
         is_fresh = is_fresh & (solver_state0.age == 0)
@@ -338,7 +340,7 @@ def _is_start(
         loss = norm(jtu.tree_map(jnp.subtract, found, fresh))
         size = jnp.maximum(norm(_floating(solver_state1)), norm(fresh))
         loss = jnp.where(is_fresh, loss, 0)
-        okay = okay & check(loss, size, jnp.sqrt(rtol), "solver state")
+        okay = okay & check(loss, size, jnp.sqrt(accepted), "solver state")
     return okay
 
 
