@@ -158,7 +158,7 @@ def undo(
             "`saveat=SaveAt(t1=True, solver_state=True)`. If there are several `subs`, "
             "pass a solution with the `ts` and `ys` of one, which has `t1=True`."
         )
-    y1 = jtu.tree_map(lambda x: x[-1], ys)
+    y1 = jtu.tree_map(lambda x: x[-1], solution.ys)
     return go_back(
         "undo",
         terms,
@@ -235,11 +235,10 @@ def go_back(
         "from there: use `Event(root_finder=None)`.",
     )
     undone = UndoneSteps(steps, span)
+    saveat = _with_start(options["saveat"], dtype, name)
+    kwargs: dict[str, Any] = options | dict(saveat=saveat)
     # As `diffeqsolve` turns time around.
     back = jnp.where(t_end < t0, 1, -1)
-    kwargs: dict[str, Any] = dict(
-        options, saveat=_with_start(options["saveat"], dtype, name)
-    )
     found = diffeqsolve(
         terms,
         Undone(solver, undone, t_end * back, t0 * back),
@@ -312,10 +311,9 @@ def _is_start(
     terms, t0, args, y0, state, y1, solver_state1 = problem
     solver_state0 = state.solver_state
     own = getattr(solver, "reversal_rtol", None)
-    if rtol is None:
-        rtol = default_rtol(y1, count) if own is None else own
+    accepted = default_rtol(y1, count) if own is None else own
     size = jnp.maximum(norm(y0), norm(y1))
-    accepted = jnp.asarray(rtol, size.dtype)
+    accepted = jnp.asarray(accepted if rtol is None else rtol, size.dtype)
     loss = from_bits(state.loss).astype(size.dtype)
     okay = jnp.array(True)
     if type(solver_state1) is RestartState and not solver_state1.restarts:

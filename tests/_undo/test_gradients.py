@@ -40,8 +40,8 @@ _solvers = (
 )
 
 
-def _there_and_back(solver, adjoint, controller, dt0, p):
-    problem, interval = (term(p), solver), (0.3, 1.9)
+def _there_and_back(solver, adjoint, controller, dt0, p, interval=(0.3, 1.9)):
+    problem = (term(p), solver)
     options = dict(stepsize_controller=controller, adjoint=adjoint, max_steps=256)
     rest = (dt0, p["y0"], p["args"])
     end = diffrax.diffeqsolve(*problem, *interval, *rest, saveat=_save, **options)
@@ -83,6 +83,47 @@ def test_round_trip_is_the_identity(solver, adjoint):
         error = jnp.max(jnp.abs(jit(jacobian(f))(flat) - select))
         print(f"{jacobian.__name__}: {error}")
         assert error < 1e-10
+
+
+@pytest.mark.parametrize("solver", _solvers)
+def test_round_trip_in_times(solver):
+    """Whenever the solve starts and ends, it is undone to the same start."""
+    p, pid = parameters(), diffrax.PIDController(rtol=1e-4, atol=1e-4)
+    controller, dt0 = RecordedSteps(pid, 256), None
+    if isinstance(solver, diffrax.LeapfrogMidpoint):
+        nodes = 0.3 + 1.6 * jnp.linspace(0.0, 1.0, 30)
+        controller = RecordedSteps(diffrax.StepTo(nodes.at[-1].set(1.9)), 256)
+
+    def f(interval):
+        # The place of each step is that of the solve, relative to the two times.
+        args = (solver, ReversibleAdjoint(checkpoints=128), controller, dt0)
+        ys = _there_and_back(*args, p, interval)
+        return jfu.ravel_pytree(ys)[0]
+
+    interval = (jnp.array(0.3), jnp.array(1.9))
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        for error in jit(jacobian(f))(interval):
+            assert jnp.max(jnp.abs(error)) < 1e-10
+
+
+@pytest.mark.slow
+def test_second_derivatives():
+    """Of a round trip there are none."""
+    p = parameters()
+    flat, unravel = jfu.ravel_pytree(p)
+    solver = RecordedRestarts(ReversibleALF4(restart=1e-6), 64)
+    steps = (diffrax.ConstantStepSize(), 0.05)
+
+    def f(x):
+        args = (solver, ReversibleAdjoint(checkpoints=64), *steps)
+        ys = _there_and_back(*args, unravel(x))
+        return jnp.sum(jnp.sin(jfu.ravel_pytree(ys)[0]))
+
+    def true(x):
+        return jnp.sum(jnp.sin(jfu.ravel_pytree(unravel(x)["y0"])[0]))
+
+    found, expected = (jit(jax.jacfwd(jax.grad(g)))(flat) for g in (f, true))
+    assert jnp.max(jnp.abs(found - expected)) < 1e-9
 
 
 @pytest.mark.parametrize("solver", _solvers)

@@ -167,7 +167,9 @@ def test_coupling_parameter_refused(coupling_parameter):
 def test_wrapped_is_refused():
     """`HalfSolver` makes steps that are not those of the solver inside."""
     solver = diffrax.HalfSolver(Reversible(diffrax.Tsit5()))
-    with pytest.raises(ValueError, match="`HalfSolver` is not one"):
+    with pytest.raises(
+        ValueError, match=r"`solver=diffrax.HalfSolver\(\.\.\.\)` is not"
+    ):
         diffrax.diffeqsolve(
             diffrax.ODETerm(_nonautonomous),
             solver,
