@@ -151,7 +151,6 @@ def undo(
     is not.
     """
     ts: Any = solution.ts
-    ys, stats = solution.ys, solution.stats
     if not eqx.is_array(ts) or ts.size == 0:
         raise ValueError(
             "`undo` needs the solution at the end of the solve. Solve with "
@@ -169,7 +168,7 @@ def undo(
         dt0,
         args,
         solution.controller_state,
-        stats["num_accepted_steps"],
+        solution.stats["num_accepted_steps"],
         dict(
             saveat=saveat,
             adjoint=adjoint,
