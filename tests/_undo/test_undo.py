@@ -163,7 +163,9 @@ def test_steps_and_times(kind, interval):
 )
 def test_batch_of_adaptive_steps(solver):
     solver = recorded(solver, 256)
-    controller = RecordedSteps(diffrax.PIDController(rtol=1e-5, atol=1e-5), 2048)
+    tolerance = 1e-3 if isinstance(solver, diffrax.ReversibleHeun) else 1e-5
+    pid = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+    controller = RecordedSteps(pid, 2048)
     terms, _ = pendulum(solver)
 
     def there(y0, rate):
