@@ -18,12 +18,19 @@ from diffrax_reversible import (
     undo,
 )
 
-from ..helpers import directional_difference, jit, normal_like, parameters, term
+from ..helpers import (
+    directional_difference,
+    jit,
+    normal_like,
+    parameters,
+    quick,
+    term,
+)
 
 
 _save = diffrax.SaveAt(t1=True, solver_state=True, controller_state=True)
 _solvers = (
-    pytest.param(RecordedRestarts(ReversibleALF4()), id="ALF4"),
+    pytest.param(RecordedRestarts(ReversibleALF4()), id="ALF4", marks=pytest.mark.slow),
     pytest.param(
         RecordedRestarts(ReversibleALF4(restart=1e-6), 128), id="ALF4 restarting"
     ),
@@ -85,7 +92,7 @@ def test_round_trip_is_the_identity(solver, adjoint):
         assert error < 1e-10
 
 
-@pytest.mark.parametrize("solver", _solvers)
+@pytest.mark.parametrize("solver", quick(_solvers, "ALF4 restarting"))
 def test_round_trip_in_times(solver):
     """Whenever the solve starts and ends, it is undone to the same start."""
     p, pid = parameters(), diffrax.PIDController(rtol=1e-4, atol=1e-4)

@@ -28,7 +28,6 @@ from ..helpers import (
     jit,
     PAIRS,
     parameters,
-    product,
     quick,
     SOLVERS,
     term,
@@ -88,13 +87,8 @@ def test_round_trip(solver):
         assert error < 1e-12
 
 
-@pytest.mark.parametrize(
-    "kind, interval",
-    product(
-        quick(_kinds, "constant", "recorded"),
-        INTERVALS,
-    ),
-)
+@pytest.mark.parametrize("kind", quick(_kinds, "constant", "recorded"))
+@pytest.mark.parametrize("interval", quick(INTERVALS, "backward"))
 def test_steps_and_times(kind, interval):
     """The states in between, and times inside of steps, are those of the solve."""
     t0, t1 = interval
@@ -199,7 +193,13 @@ def test_batch_of_adaptive_steps(solver):
         pytest.param(ReversibleYoshida4, 1000, marks=pytest.mark.slow),
     ),
 )
-@pytest.mark.parametrize("vmap", (False, True), ids=("alone", "vmap"))
+@pytest.mark.parametrize(
+    "vmap",
+    (
+        pytest.param(False, id="alone", marks=pytest.mark.slow),
+        pytest.param(True, id="vmap"),
+    ),
+)
 def test_every_bit(solver, number, vmap):
     """In float32, with steps that are known to the last bit."""
     grid = solver.propose_grid(16.0, jnp.float32)
