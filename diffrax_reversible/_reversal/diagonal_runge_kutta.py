@@ -1,6 +1,7 @@
 """The reversal of a diagonally implicit Runge-Kutta step whose start is known, stage by
 stage."""
 
+import functools as ft
 from typing import Any
 
 import equinox as eqx
@@ -24,20 +25,7 @@ from .._tree import add, combine, outer, scale, where
 from .._types import BoolScalarLike, RealScalarLike, Y
 from .base import AbstractReversal, ReverseStep
 from .failure import distrusted, has_failed
-from .stages import Stages
-
-
-def no_stages_of_each(kind: type[AbstractSolver], y: Y) -> PyTree:
-    """Zeros in the shape of `Stages.k`."""
-    tableaus = diagonal_tableaus_of(kind)
-
-    def of_one(tableau):
-        s = len(tableau.b)
-        zeros = lambda x: jnp.zeros((s, *jnp.shape(x)), jnp.result_type(x))
-        return jtu.tree_map(zeros, y)
-
-    each = tuple(map(of_one, tableaus))
-    return each if has_several_tableaus(kind) else each[0]
+from .stages import at_most_once, evaluate_stage, Stages
 
 
 class LinearSystems(eqx.Module):
@@ -123,12 +111,7 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
         args, t0, t1 = inputs.args, inputs.t0, inputs.t1
         term: Any = _each(self.kind, inputs.terms, "terms")[number]
         c = jnp.asarray(tableau.c, jnp.result_type(t0, t1))[i]
-        t = jnp.where(c == 1, t1, t0 + c * (t1 - t0))
-        control = term.contr(t0, t1)
-        if not self._has_cache:
-            return term.vf_prod(t, point, args, control), None
-        f = term.vf(t, point, args)
-        return term.prod(f, control), f
+        return evaluate_stage(term, args, (t0, t1), c, point, self._has_cache)
 
     def pull_back(self, step, end, cotangent, batch, total):
         del end
@@ -149,7 +132,7 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
             cotangent_f1 = of_each(cotangent_f1)
         at = lambda xs, i: jtu.tree_map(lambda x: x[i], xs)
 
-        def stage(loop, i):
+        def stage(solves, loop, i):
             cotangent_k, cotangent_y0, total = loop
             point, each = self.y0, []
             for number, tableau in enumerate(tableaus):
@@ -162,15 +145,15 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
                 each.append([found, where(i == last, cotangent_f1[number], 0)])
             cotangent_point = None
             # What has no system to be solved comes first.
-            for number in sorted(range(len(tableaus)), key=lambda j: _any(tableaus[j])):
+            for number in sorted(
+                range(len(tableaus)), key=lambda j: _is_implicit(tableaus[j])
+            ):
                 tableau = tableaus[number]
 
                 def evaluate(point, parameters):
                     return self._evaluate(step, number, tableau, i, point, parameters)
 
-                # That of a solver that hands on its last stage is explicit.
-                is_first = isinstance(i, int)
-                if _any(tableau) and not is_first:
+                if solves and _is_implicit(tableau):
                     each[number][0] = self._solve(
                         step, tableau, i, evaluate, point, each[number], cotangent_point
                     )
@@ -186,13 +169,12 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
 
         loop = (cotangent_k, cotangent_y0, total)
         later = np.arange(1 if self._has_cache else 0, last + 1)
-        loop, _ = lax.scan(stage, loop, later, reverse=True)
+        loop, _ = lax.scan(ft.partial(stage, True), loop, later, reverse=True)
         if self._has_cache:
-            # A loop of at most one turn, which unlike `lax.cond` copies nothing.
-            _, loop = lax.while_loop(
-                lambda loop: loop[0],
-                lambda loop: (jnp.array(False), stage(loop[1], 0)[0]),
-                (jnp.asarray(batch.any(self.evaluates_first)), loop),
+            # That of a solver that hands on its last stage is explicit.
+            at_start = ft.partial(stage, False)
+            loop = at_most_once(
+                batch.any(self.evaluates_first), lambda loop: at_start(loop, 0)[0], loop
             )
         cotangent_k, cotangent_y0, total = loop
         cotangent_solver_state = cotangent.solver_state
@@ -249,7 +231,13 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
 
             zeros = _to_real(jtu.tree_map(jnp.zeros_like, point))
             is_real = jtu.tree_structure(zeros) == jtu.tree_structure(point)
-            tags = self.systems.tags if is_real else frozenset()
+            if len(self.systems.tags) > 0 and not is_real:
+                raise ValueError(
+                    "`SymplecticAdjoint(linear_tags=...)` does not support a complex "
+                    "state, whose systems are those of its real and imaginary parts. Use "
+                    "`adjoint=SymplecticAdjoint()` without `linear_tags`."
+                )
+            tags = self.systems.tags
             matrix = lx.JacobianLinearOperator(residual, zeros, tags=tags)
             vector = _to_real(_conj(add(cotangent_k, right)))
             x = self.systems.solve(step, lx.linearise(matrix), vector, self.size)
@@ -260,7 +248,7 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
         return lax.cond(diagonal != 0, solve, lambda: cotangent_k)
 
 
-def _any(tableau: DiagonalTableau) -> bool:
+def _is_implicit(tableau: DiagonalTableau) -> bool:
     """Whether any stage is implicit."""
     return bool(np.any(tableau.diagonal != 0))
 

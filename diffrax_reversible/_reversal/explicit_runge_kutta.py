@@ -17,7 +17,7 @@ from .._solver.updates.repeat import is_small
 from .._tree import add, combine, outer, where
 from .._types import BoolScalarLike, Y
 from .base import AbstractReversal
-from .stages import evaluate_stage, no_stages, StageResiduals, Stages
+from .stages import at_most_once, evaluate_stage, no_stages, StageResiduals, Stages
 
 
 class ExplicitRungeKuttaReversal(AbstractReversal):
@@ -161,11 +161,8 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
         )
         if self._has_cache:
             at_start = ft.partial(stage, evaluate_and_pull_back)
-            # A loop of at most one turn, which unlike `lax.cond` copies nothing.
-            _, loop = lax.while_loop(
-                lambda loop: loop[0],
-                lambda loop: (jnp.array(False), at_start(loop[1], 0)[0]),
-                (jnp.asarray(batch.any(self.evaluates_first)), loop),
+            loop = at_most_once(
+                batch.any(self.evaluates_first), lambda loop: at_start(loop, 0)[0], loop
             )
         cotangent_k, cotangent_y0, total = loop
         cotangent_solver_state = cotangent.solver_state

@@ -1,23 +1,27 @@
 """The stages of an explicit Runge-Kutta step, and what their derivatives are made of."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import AbstractSolver, AbstractTerm
 from jaxtyping import Array, PyTree
 
 from .._autodiff.linearisation import Linearisation
-from .._solver.runge_kutta.tableau import full_tableau_of
-from .._types import Args, IntScalarLike, RealScalarLike, Y
+from .._solver.runge_kutta.tableau import diagonal_tableaus_of, has_several_tableaus
+from .._types import Args, BoolScalarLike, IntScalarLike, RealScalarLike, Y
 from .base import ReverseStep, StepInputs
 
 
 class Stages(eqx.Module):
     """What is evaluated in a step.
 
-    - `k`: the vector field times the control at every stage, along a leading axis;
-        `None` if the residuals of its derivatives are kept in its place.
+    - `k`: the vector field times the control at every stage, along a leading axis; a
+        tuple of these if terms have a tableau each. `None` if the residuals of its
+        derivatives are kept in its place.
     - `f0`: the vector field at the first stage; `None` if the solver does not have it
         from the step before (FSAL).
     """
@@ -28,9 +32,25 @@ class Stages(eqx.Module):
 
 def no_stages(kind: type[AbstractSolver], y: Y) -> PyTree:
     """Zeros in the shape of `Stages.k`."""
-    s = len(full_tableau_of(kind).b)
-    zeros = lambda x: jnp.zeros((s, *jnp.shape(x)), jnp.result_type(x))
-    return jtu.tree_map(zeros, y)
+
+    def of_one(tableau):
+        s = len(tableau.b)
+        zeros = lambda x: jnp.zeros((s, *jnp.shape(x)), jnp.result_type(x))
+        return jtu.tree_map(zeros, y)
+
+    each = tuple(map(of_one, diagonal_tableaus_of(kind)))
+    return each if has_several_tableaus(kind) else each[0]
+
+
+def at_most_once(pred: BoolScalarLike, fn: Callable, x: PyTree) -> PyTree:
+    """`fn(x)` if `pred`, and else `x`: by a loop of at most one turn, which unlike
+    `lax.cond` copies nothing."""
+    _, x = lax.while_loop(
+        lambda loop: loop[0],
+        lambda loop: (jnp.array(False), fn(loop[1])),
+        (jnp.asarray(pred), x),
+    )
+    return x
 
 
 def evaluate_stage(

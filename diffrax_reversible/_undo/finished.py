@@ -134,7 +134,7 @@ def state_like(
 
 
 def check_solver_state(
-    solver: AbstractSolver, solver_state: PyTree, expected: PyTree
+    solver: AbstractSolver, solver_state: PyTree, expected: PyTree, name: str
 ) -> None:
     """Raises `ValueError` if the solver state cannot be that of the solver."""
     if jtu.tree_structure(solver_state) == jtu.tree_structure(expected):
@@ -144,11 +144,11 @@ def check_solver_state(
     kind = type(solver).__name__
     if solver_state is None:
         raise ValueError(
-            f"`undo` needs the solver state of `{kind}` at the end of the solve. Solve "
+            f"`{name}` needs the solver state of `{kind}` at the end of the solve. Solve "
             "with `saveat=SaveAt(t1=True, solver_state=True)`."
         )
     raise ValueError(
-        f"`undo` was given a solution whose solver state is not one of `{kind}` for a "
+        f"`{name}` was given an end whose solver state is not one of `{kind}` for a "
         "solution of this shape. Pass the same solver as to `diffeqsolve`, and save the "
         "solution itself, by `SaveAt(t1=True, solver_state=True)` without a `fn`."
     )

@@ -25,6 +25,7 @@ from .._loop.steps import UndoneSteps
 from .._reversal.base import End, ReverseStep, StepInputs
 from .._reversal.registry import reversal_of
 from .._solver.base import AbstractReversibleSolver
+from .._solver.forwarding import AbstractForwardingSolver
 from .._solver.updates.restart import before_step, starts_with_restart
 from .._tree import norm
 from .._types import BoolScalarLike, IntScalarLike, RealScalarLike
@@ -85,7 +86,9 @@ class UndoneState(eqx.Module):
     loss: Array
 
 
-class Undone(AbstractReversibleSolver, AbstractStratonovichSolver):
+class Undone(
+    AbstractForwardingSolver, AbstractReversibleSolver, AbstractStratonovichSolver
+):
     """Undoes the steps of a solver, in the time `-t`. Its own steps are undone by making
     those of the solver.
 
@@ -105,29 +108,12 @@ class Undone(AbstractReversibleSolver, AbstractStratonovichSolver):
         return getattr(self.solver, "reversal_rtol", None)
 
     @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
     def interpolation_cls(self):  # pyright: ignore
         return _Interpolate(self.solver.interpolation_cls)
-
-    @property
-    def term_compatible_contr_kwargs(self):
-        return self.solver.term_compatible_contr_kwargs
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
 
     def error_order(self, terms):
         del terms
         return None
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def init(self, terms, t0, t1, y0, args):
         del terms, t0, t1, y0, args

@@ -222,7 +222,7 @@ def go_back(
         solver_state = eqx.tree_at(lambda s: s.age, solver_state, age)
     forward = in_direction(terms, direction)
     expected = state_like(solver, forward, span.t0, y1, args)
-    check_solver_state(solver, solver_state, expected)
+    check_solver_state(solver, solver_state, expected, name)
     refuse_restarts_inside(solver, (y1, solver_state))
     y1 = refuse_lost_restarts(y1, solver_state, steps.count)
     y1 = eqx.error_if(

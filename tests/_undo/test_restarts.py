@@ -191,5 +191,5 @@ def test_record():
 def test_refused():
     with pytest.raises(ValueError, match="made of updates"):
         RecordedRestarts(diffrax.ReversibleHeun())  # pyright: ignore
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="must be an integer that is at least 1"):
         RecordedRestarts(ReversibleALF4(), 0)

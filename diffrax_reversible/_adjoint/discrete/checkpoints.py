@@ -20,8 +20,8 @@ class Checkpoints(eqx.Module):
 
     The states before restarts come first: they are kept, and take the room of others.
 
-    - `states`: with a leading axis of slots, and one entry more behind them, which stays
-        as all were at first.
+    - `states`: with a leading axis of slots; perhaps with entries behind these, which
+        stay as all were at first.
     - `numbers`: of the steps after which the states were; zero for an empty slot.
     - `is_restart`: whether each of them is that before a restart.
     - `restarts`: how many restarts there were; more than slots if there was no room.
@@ -38,9 +38,9 @@ class Checkpoints(eqx.Module):
         return [self.states]
 
     @staticmethod
-    def empty(slots: int, state: PyTree[Array]) -> "Checkpoints":
+    def empty(slots: int, state: PyTree[Array], spare: int = 0) -> "Checkpoints":
         numbers, is_restart = jnp.zeros(slots, int), jnp.zeros(slots, bool)
-        room = _room(slots + 1, state)
+        room = _room(slots + spare, state)
         return Checkpoints(room, numbers, jnp.array(1), is_restart, jnp.array(0))
 
     def keep(

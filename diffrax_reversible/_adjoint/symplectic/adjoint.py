@@ -8,7 +8,7 @@ from diffrax import Euler, ImplicitEuler
 from ..._checks import check_integer
 from ..._reversal.diagonal_runge_kutta import LinearSystems
 from ..discrete.adjoint import AbstractDiscreteAdjoint
-from .refusal import refuse_unsupported
+from .refusal import refuse_linear_options, refuse_unsupported
 from .sweep import SymplecticSweep
 
 
@@ -126,8 +126,9 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
 
     - `ValueError` if the solver is not a Runge-Kutta one with a tableau, explicit or
         diagonally implicit (the stochastic ones of diffrax are not), for Brownian motion
-        that cannot be looked up again, and where a solve with adaptive steps and
-        `max_steps=None` is differentiated without `capacity`.
+        that cannot be looked up again, for `linear_solver` or `linear_tags` with an
+        explicit solver, for `linear_tags` with a complex state, and where a solve with
+        adaptive steps and `max_steps=None` is differentiated without `capacity`.
     - `RuntimeError`, when it is traced, for derivatives with respect to parameters of
         the step-size controller, and for reverse mode over another derivative.
     - `NotImplementedError` for ordered effects in the vector field; and with
@@ -174,6 +175,7 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     def refuse(self, solver, terms, passed_solver_state):
         del passed_solver_state
         refuse_unsupported(solver, terms, self.keep)
+        refuse_linear_options(solver, self.linear_solver, self.linear_tags)
 
     def _keeps(self, solver) -> str:
         # These have one stage, which nothing is computed from, or the end of the step
@@ -205,8 +207,7 @@ SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
 - `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
     solve, which may be far more than it takes.
 - `keep`: What to keep of each of these steps: its `"states"`, which is least; its
-    `"stages"`, too; or the `"residuals"` of their derivatives, which takes as much memory
-    as [`diffrax.DirectAdjoint`][] where `checkpoints` is the number of steps. That is
+    `"stages"`, too; or the `"residuals"` of their derivatives, which takes most. That is
     fastest where a single solve of a small vector field takes many steps. In a batch, or
     where the residuals are large, to write and to read them takes longer on a CPU than to
     evaluate the vector field again. [`diffrax.Euler`][] has one stage, which nothing is
@@ -220,5 +221,6 @@ SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
     `lineax.AutoLinearSolver(well_posed=None)`.
 - `linear_tags`: What is known of the matrices of these systems, $I - a_{ii} J_i$, for
     example `frozenset({lineax.tridiagonal_tag})`, so that `lineax.AutoLinearSolver` can
-    make use of it. It is not checked. Not used where the state is complex.
+    make use of it. It is not checked. Not for complex states. Neither of the two is
+    for explicit solvers.
 """

@@ -7,50 +7,24 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from diffrax import AbstractSolver, AbstractWrappedSolver, RESULTS
+from diffrax import AbstractSolver, RESULTS
 from jaxtyping import PyTree
 
 from ..._autodiff.linearisation import Linearisation
 from ..._compat import unvmap_any, ω
 from ..._reversal.base import StepInputs
-from ..._reversal.diagonal_runge_kutta import no_stages_of_each
 from ..._reversal.failure import or_nan
 from ..._reversal.stages import evaluate_linearised, no_stages
+from ..._solver.forwarding import AbstractForwardingSolver
 from ..._solver.runge_kutta.tableau import full_tableau_of
 from ..._solver.updates.repeat import is_small
 from ..._tree import combine, where
 from ..._types import IntScalarLike, Y
 
 
-class AbstractKeepingSolver(AbstractWrappedSolver):
+class AbstractKeepingSolver(AbstractForwardingSolver):
     """A Runge-Kutta solver whose solver state also holds what it found in the last
     step."""
-
-    solver: eqx.AbstractVar[AbstractSolver]
-
-    @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.solver.interpolation_cls
-
-    @property
-    def term_compatible_contr_kwargs(self):
-        return self.solver.term_compatible_contr_kwargs
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def init(self, terms, t0, t1, y0, args):
         raise AssertionError("The solve has started already.")
@@ -67,7 +41,7 @@ class KeepsStages(AbstractKeepingSolver):
 
     def nothing_kept(self, inputs, y, solver_state):
         del inputs, solver_state
-        return no_stages_of_each(type(self.solver), y)
+        return no_stages(type(self.solver), y)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         solver_state, _ = solver_state
@@ -81,7 +55,7 @@ class KeepsStages(AbstractKeepingSolver):
 class KeepsResiduals(AbstractKeepingSolver):
     """Keeps the residuals of the vector field's derivative at every stage.
 
-    - `linearisation`: of `stage`.
+    - `linearisation`: of `evaluate_stage`.
     """
 
     solver: AbstractSolver

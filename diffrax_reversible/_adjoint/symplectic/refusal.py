@@ -1,8 +1,10 @@
 """What `SymplecticAdjoint` does not differentiate, and what does."""
 
+import lineax as lx
 from diffrax import AbstractSolver, AbstractTerm, AbstractWrappedSolver
 from jaxtyping import PyTree
 
+from ..._checks import written
 from ..._reversal.registry import reversal_of
 from ..._reversal.sde import refuse_sde, refuse_unsafe_sde
 from ..._solver.runge_kutta.tableau import (
@@ -63,3 +65,25 @@ def refuse_unsupported(
             f'`solver={kind.__name__}()`. Use `keep="stages"`.'
         )
     refuse_unsafe_sde("SymplecticAdjoint", terms)
+
+
+def refuse_linear_options(
+    solver: AbstractSolver,
+    linear_solver: lx.AbstractLinearSolver | None,
+    linear_tags: frozenset[object],
+) -> None:
+    """Raises for a way to solve linear systems where there are none."""
+    given = [
+        name
+        for name, is_given in (
+            ("linear_solver", linear_solver is not None),
+            ("linear_tags", len(linear_tags) > 0),
+        )
+        if is_given
+    ]
+    if len(given) > 0 and steps_by_tableau(type(solver)):
+        raise ValueError(
+            f"`SymplecticAdjoint({given[0]}=...)` is for implicit solvers, and "
+            f"`solver={written(solver)}` is explicit: it has no linear systems. Use "
+            f"`adjoint=SymplecticAdjoint()` without `{given[0]}`."
+        )

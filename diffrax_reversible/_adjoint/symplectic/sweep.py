@@ -170,7 +170,8 @@ class SymplecticSweep(AbstractStepSweep):
         solver = problem.parameters.solver
         y, *_ = differentiated(problem.state)
         nothing = self._start(solver, y, *_solver_state_and_kept(solver, problem.state))
-        return Checkpoints.empty(self._number_of_slots(problem), nothing)
+        spare = 0 if nothing.linearisation is None else 1
+        return Checkpoints.empty(self._number_of_slots(problem), nothing, spare)
 
     def keep_states(self, states, problem, before, after):
         solver = problem.parameters.solver
@@ -219,7 +220,7 @@ class SymplecticSweep(AbstractStepSweep):
         start = where(okay, start, segment.nothing)
         residuals, linearisation = None, kept.states.linearisation
         if linearisation is not None:
-            # Large, and so looked up where they are. The last row is safe.
+            # Large, and so looked up where they are. The spare row is safe.
             values, row = every.residuals, jnp.where(okay, row, kept.slots)
             if not self._keeps_all(problem):
                 values, row = [x[None] for x in start.residuals], 0
@@ -236,7 +237,7 @@ class SymplecticSweep(AbstractStepSweep):
         kind = type(problem.parameters.solver)
         if not steps_by_tableau(kind):
             y1, _ = carry.end
-            y1 = where(finite | (carry.size != 0), y1, start.y)
+            y1 = where(okay, y1, start.y)
             stages = start.stages
             if stages is None or stages.k is None:
                 f0 = None if stages is None else stages.f0

@@ -74,11 +74,16 @@ def full_tableau_of(kind: type[AbstractSolver]) -> Tableau:
         return Tableau(np.zeros((1, 1)), np.ones(1), np.zeros(1), None, 0.0)
     assert issubclass(kind, AbstractERK)
     tableau: Any = kind.tableau
-    s = len(tableau.b_sol)
+    a = _lower_triangle(tableau)
+    return Tableau(a, tableau.b_sol, np.append(0.0, tableau.c), tableau.b_error, 0.0)
+
+
+def _lower_triangle(tableau: ButcherTableau) -> np.ndarray:
+    s = tableau.num_stages
     a = np.zeros((s, s))
     for i, row in enumerate(tableau.a_lower):
         a[i + 1, : len(row)] = row
-    return Tableau(a, tableau.b_sol, np.append(0.0, tableau.c), tableau.b_error, 0.0)
+    return a
 
 
 class DiagonalTableau(NamedTuple):
@@ -113,11 +118,11 @@ def steps_by_diagonal_tableaus(kind: type[AbstractSolver]) -> bool:
 
 
 def diagonal_tableaus_of(kind: type[AbstractSolver]) -> tuple[DiagonalTableau, ...]:
-    """The tableaus of one of diffrax's Runge-Kutta solvers, or of
+    """The tableaus of one of diffrax's Runge-Kutta solvers, or of [`diffrax.Euler`][] or
     [`diffrax.ImplicitEuler`][]: of each term, if they have one each."""
-    if issubclass(kind, ImplicitEuler):
-        one = np.ones(1)
-        return (DiagonalTableau(np.zeros((1, 1)), one, one, one),)
+    if issubclass(kind, Euler | ImplicitEuler):
+        end = np.ones(1) if issubclass(kind, ImplicitEuler) else np.zeros(1)
+        return (DiagonalTableau(np.zeros((1, 1)), np.ones(1), end, end),)
     assert issubclass(kind, AbstractRungeKutta)
     tableau: Any = kind.tableau
     several = has_several_tableaus(kind)
@@ -125,12 +130,9 @@ def diagonal_tableaus_of(kind: type[AbstractSolver]) -> tuple[DiagonalTableau, .
 
 
 def _diagonal_tableau(tableau: ButcherTableau) -> DiagonalTableau:
-    s = tableau.num_stages
-    a, diagonal = np.zeros((s, s)), tableau.a_diagonal
-    for i, row in enumerate(tableau.a_lower):
-        a[i + 1, : len(row)] = row
+    a, diagonal = _lower_triangle(tableau), tableau.a_diagonal
     c = np.append(tableau.c1 or 0.0, tableau.c)
-    diagonal = np.zeros(s) if diagonal is None else np.asarray(diagonal, float)
+    diagonal = np.zeros(len(a)) if diagonal is None else np.asarray(diagonal, float)
     return DiagonalTableau(a, tableau.b_sol, c, diagonal)
 
 

@@ -5,39 +5,17 @@ from typing import Any, cast
 import equinox as eqx
 from diffrax import AbstractSolver
 
+from ..._checks import check_integer
+from ..forwarding import AbstractForwardingSolver
 from .restart import RestartRecord, RestartState
 from .solver import AbstractUpdateSolver
 
 
-class AbstractSameUpdates(AbstractUpdateSolver):
+class AbstractSameUpdates(AbstractForwardingSolver, AbstractUpdateSolver):
     """Base class of solvers with the updates of another one, and another solver state to
     start with."""
 
     solver: eqx.AbstractVar[AbstractUpdateSolver]
-
-    @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):  # pyright: ignore
-        return self.solver.interpolation_cls
-
-    @property
-    def term_compatible_contr_kwargs(self):
-        return self.solver.term_compatible_contr_kwargs
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def updates(self, terms, t0, t1, made_jump):
         return self.solver.updates(terms, t0, t1, made_jump)
@@ -89,11 +67,7 @@ class RecordedRestarts(AbstractSameUpdates):
 
     def __init__(self, solver: AbstractSolver, capacity: int = 32):
         _check("RecordedRestarts", solver)
-        if capacity < 1:
-            raise ValueError(
-                "`RecordedRestarts(capacity=...)` must be at least 1, the largest number "
-                f"of restarts that there is room for; got {capacity}."
-            )
+        check_integer("RecordedRestarts", "capacity", capacity)
         self.solver = cast(AbstractUpdateSolver, solver)
         self.capacity = capacity
 

@@ -4,6 +4,7 @@ the same solver, and finite differences."""
 import diffrax
 import equinox as eqx
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -272,31 +273,46 @@ def test_batch(kind, controller, keywords):
 @pytest.mark.filterwarnings("ignore:Complex:UserWarning")
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.complex128))
 def test_dtypes(dtype):
-    """A vector field that is not holomorphic."""
+    """A vector field that is not holomorphic. Of a complex state diffrax pulls a root back
+    as if it were: the reference has the real and the imaginary part instead."""
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    real = jnp.finfo(dtype).dtype
+    tol = 1e3 * float(jnp.finfo(real).eps)
 
-    def grad(adjoint, dtype):
+    def field(t, y, a):
+        return -a.astype(y.dtype) * (y - jnp.conj(y[::-1]) * y)
+
+    def field_of_parts(t, parts, a):
+        found = field(t, lax.complex(*parts), a)
+        return jnp.real(found), jnp.imag(found)
+
+    def grad(field, y0, adjoint):
         def loss(y0, rate):
             solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(
-                    lambda t, y, a: -a.astype(y.dtype) * (y - jnp.conj(y[::-1]) * y)
-                ),
+                diffrax.ODETerm(field),
                 diffrax.Kvaerno3(root_finder=optx.Newton(rtol=tol, atol=tol)),
-                *jnp.array([0.0, 1.0, 0.1], rate.dtype),
+                # Newton's method converges linearly, so steps are short.
+                *jnp.array([0.0, 0.2, 0.02], rate.dtype),
                 y0,
                 rate,
                 adjoint=adjoint,
                 max_steps=16,
             )
-            return jnp.sum(jnp.abs(solution.ys) ** 2)
+            leaves = jax.tree.leaves(solution.ys)
+            return sum(jnp.sum(jnp.abs(x) ** 2) for x in leaves)
 
-        real = jnp.finfo(dtype).dtype
-        tol = 1e3 * float(jnp.finfo(real).eps)
-        y0 = jnp.array([0.3 - 0.2j, 0.5 + 0.4j])
-        y0 = y0 if jnp.issubdtype(dtype, jnp.complexfloating) else y0.real
-        return jit(jax.grad(loss, (0, 1)))(y0.astype(dtype), jnp.array(3.0, real))
+        return jit(jax.grad(loss, (0, 1)))(y0, jnp.array(3.0, real))
 
-    found = grad(SymplecticAdjoint(), dtype)
-    true = grad(diffrax.RecursiveCheckpointAdjoint(), dtype)
+    y0 = jnp.array([0.3 - 0.2j, 0.5 + 0.4j])
+    y0 = (y0 if is_complex else y0.real).astype(dtype)
+    found = grad(field, y0, SymplecticAdjoint())
+    recursive = diffrax.RecursiveCheckpointAdjoint()
+    if is_complex:
+        parts, rate = grad(field_of_parts, (y0.real, y0.imag), recursive)
+        # As JAX has gradients of complex numbers.
+        true = jnp.conj(lax.complex(*parts)), rate
+    else:
+        true = grad(field, y0, recursive)
     assert leaf_differences(found, true) < (1e-4 if dtype == jnp.float32 else 1e-8)
 
 
@@ -508,3 +524,31 @@ def test_masked_failure(keep):
 def test_refuses_residuals(kind):
     with pytest.raises(NotImplementedError, match='keep="stages"'):
         _loss(_parameters(), kind, SymplecticAdjoint(keep="residuals"), _constant)
+
+
+@pytest.mark.filterwarnings("ignore:Complex:UserWarning")
+@pytest.mark.parametrize(
+    "name, value",
+    (
+        ("linear_solver", lx.LU()),
+        ("linear_tags", frozenset({lx.tridiagonal_tag})),
+    ),
+)
+def test_refuses_linear_options(name, value):
+    """Where they would do nothing."""
+
+    def solve(y0, solver):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: -y),
+            *(solver, 0.0, 1.0, 0.1, y0),
+            stepsize_controller=diffrax.ConstantStepSize(),
+            adjoint=SymplecticAdjoint(**{name: value}),
+        ).ys
+
+    with pytest.raises(ValueError, match=rf"`SymplecticAdjoint\({name}=.*is explicit"):
+        solve(jnp.ones(2), diffrax.Tsit5())
+    if name == "linear_tags":
+        implicit = diffrax.ImplicitEuler(root_finder=optx.Newton(1e-12, 1e-12))
+        real = lambda y0: jnp.real(jnp.sum(solve(y0, implicit)))
+        with pytest.raises(ValueError, match="does not support a complex state"):
+            jax.grad(real)(jnp.ones(2, complex))
