@@ -170,7 +170,8 @@ def test_time_of_small_gradient_with_residuals():
     *ours, theirs = medians(*programs, repeats=9)
     for keep, seconds in zip(kept, ours):
         print(f"keep={keep!r}: {seconds * 1e3:.0f} ms; diffrax {theirs * 1e3:.0f} ms")
-    assert ours[0] < ours[1] < ours[2] < theirs / 2
+    assert ours[0] < min(ours[1:])
+    assert max(ours) < theirs / 2
 
 
 #
