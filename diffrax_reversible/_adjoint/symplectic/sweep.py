@@ -59,13 +59,11 @@ class Segment(eqx.Module):
     """Steps between two kept ones, made again.
 
     - `before`: the number of steps before the first of them.
-    - `shared`: residuals that are the same in all steps.
     - `nothing`: what is safe to pull back where there is nothing to.
     """
 
     starts: EveryState
     before: IntScalarLike
-    shared: list[Array]
     nothing: Start
 
 
@@ -188,10 +186,8 @@ class SymplecticSweep(AbstractStepSweep):
         max_steps = solved.problem.options["max_steps"]
         if max_steps is not None:
             length = min(length, largest_stride(length, max_steps))
-        problem, shared = solved.problem, []
+        problem = solved.problem
         linearisation = solved.memory.states.states.linearisation
-        if linearisation is not None:
-            shared = shared_residuals(linearisation, _inputs_of(problem), y)
         y0, solver_state0, *_ = differentiated(problem.state)
         solver = self._keeping(problem.parameters.solver, linearisation)
         nothing = self._start(
@@ -201,7 +197,7 @@ class SymplecticSweep(AbstractStepSweep):
             _nothing_kept(solver, problem),
         )
         starts = EveryState.empty(length, nothing)
-        segment = Segment(starts, num_accepted(solved.final), shared, nothing)
+        segment = Segment(starts, num_accepted(solved.final), nothing)
         return (y, solver_state), segment
 
     def reversal(self, solved, carry, step, batch):
@@ -224,7 +220,9 @@ class SymplecticSweep(AbstractStepSweep):
             values, row = every.residuals, jnp.where(okay, row, kept.slots)
             if not self._keeps_all(problem):
                 values, row = [x[None] for x in start.residuals], 0
-            residuals = StageResiduals(values, row, segment.shared, linearisation)
+            # Carried, they would be another copy for each element of a batch.
+            shared = shared_residuals(linearisation, _inputs_of(problem), start.y)
+            residuals = StageResiduals(values, row, shared, linearisation)
         evaluates_first, cached = True, None
         if solver_state is not None:
             # What this has cached is different at every other step.
@@ -338,7 +336,7 @@ class SymplecticSweep(AbstractStepSweep):
         starts, before = lax.cond(
             batch.any(due), remake, lambda: (segment.starts, segment.before)
         )
-        return Segment(starts, before, segment.shared, segment.nothing)
+        return Segment(starts, before, segment.nothing)
 
     def at_start(self, solved, carry, step, end, batch):
         return end, carry.extra
