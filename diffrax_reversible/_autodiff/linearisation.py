@@ -176,7 +176,9 @@ def _smaller(jaxpr: jex.Jaxpr, num_outputs: int, varying: set) -> jex.Jaxpr:
     eqns = [eqn for eqn in jaxpr.eqns if id(eqn) in again]
     if size(kept) >= size(themselves):
         kept, eqns = themselves, []
-    return jex.Jaxpr((), kept, residuals, eqns)
+    return jaxpr.replace(
+        constvars=[], invars=kept, outvars=residuals, eqns=eqns, effects=frozenset()
+    )
 
 
 def _unique(variables: Iterable) -> list:
