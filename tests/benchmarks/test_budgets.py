@@ -174,6 +174,27 @@ def test_time_of_small_gradient_with_residuals():
     assert max(ours) < theirs / 2
 
 
+@pytest.mark.parametrize(
+    "solver, evaluations",
+    (
+        pytest.param(diffrax.Tsit5(), 6, id="Tsit5"),
+        pytest.param(diffrax.Dopri8(), 13, id="Dopri8"),
+    ),
+)
+def test_time_of_large_gradient_with_residuals(solver, evaluations):
+    """What is kept has to be written and read, which is what exceeds n s (F + B); and a
+    vmapped solve is as fast as that of a batch."""
+    problem, steps = mlp_problem(jnp.float32), 100
+    adjoint = SymplecticAdjoint(keep="residuals", checkpoints=steps + 1)
+    batched, _ = _compiled(problem, solver, adjoint, steps)
+    vmapped, _ = _compiled(problem, solver, adjoint, steps, True)
+    loops = evaluation_loops(problem, steps * evaluations)
+    one, other, _, fb = medians(batched, vmapped, *loops, repeats=5)
+    print(f"batched {one / fb:.2f}, vmapped {other / fb:.2f} n s (F + B)")
+    assert one < 1.9 * fb
+    assert other < 1.3 * one
+
+
 #
 # Compilation
 #

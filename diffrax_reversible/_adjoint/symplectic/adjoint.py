@@ -105,7 +105,8 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     states (or `s + 3` where the solver has the first stage from the step before) instead
     of each. With `keep="residuals"` nothing is evaluated again in a solve of up to `K`
     steps, and of each there is what all its `s` evaluations keep to be pulled back, but
-    for what is the same in every step, as the parameters are.
+    for what is the same in every step, as the parameters are, and for what is elementwise,
+    which is computed again: of a layer of a network only its matrix product.
 
     An implicit stage costs what its root finder takes to find it, as in the solve, unless
     stages are kept; and to pull it back two evaluations of the vector field with their
@@ -208,9 +209,9 @@ SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
     solve, which may be far more than it takes.
 - `keep`: What to keep of each of these steps: its `"states"`, which is least; its
     `"stages"`, too; or the `"residuals"` of their derivatives, which takes most. That is
-    fastest where a single solve of a small vector field takes many steps. In a batch, or
-    where the residuals are large, to write and to read them takes longer on a CPU than to
-    evaluate the vector field again. [`diffrax.Euler`][] has one stage, which nothing is
+    fastest where a single solve of a small vector field takes many steps. In a large
+    batch, to write and to read them takes about as long on a CPU as to evaluate the
+    vector field again. [`diffrax.Euler`][] has one stage, which nothing is
     computed from: for it `"stages"` are no more than `"states"`. So it is for
     [`diffrax.ImplicitEuler`][]. Implicit solvers have no `"residuals"`; with their
     `"stages"` no root is looked for again.
