@@ -24,12 +24,12 @@ from diffrax._saveat import save_y as save_y
 # integrate backwards in time.
 from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
-# A write-once buffer inside a loop: written in place, also under `jax.vmap`. Errors whose
-# message is looked up at run time. Rules of primitives as functions of pytrees. The floats
-# before and after another one. Identities that refuse derivatives. `jnp.any` over every
-# batch that there is, so that a `lax.cond` on it stays one branch.
+# A write-once buffer inside a loop: written in place, also under `jax.vmap`. Rules of
+# primitives as functions of pytrees. The floats before and after another one. Identities
+# that refuse derivatives. `jnp.any` over every batch that there is, so that a `lax.cond` on
+# it stays one branch. All but the rule of batching are names that diffrax, lineax or
+# optimistix import as well: where one is missing, there is no solve either.
 from equinox.internal import (
-    branched_error_if as branched_error_if,
     buffer_at_set as buffer_at_set,
     filter_primitive_batching as filter_primitive_batching,
     filter_primitive_bind as filter_primitive_bind,

@@ -8,10 +8,11 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
+from equinox import branched_error_if
 from jaxtyping import Array, Bool, PyTree
 
 from .._call_site import CallSite
-from .._compat import branched_error_if, unvmap_any
+from .._compat import unvmap_any
 from .._types import BoolScalarLike, RealScalarLike
 
 

@@ -75,12 +75,17 @@ def _map_arrays(fn, tree):
 
 
 def without_varying_axes(
-    solve: Callable[..., PyTree], options: dict[str, Any]
+    solve: Callable[..., PyTree],
+    raised: Callable[[PyTree], PyTree],
+    options: dict[str, Any],
 ) -> PyTree:
     """`solve(forget, **options)`, with types that say nothing of varying axes.
 
     What `solve` comes across that is not in `options`, such as what a vector field closes
     over, it has to pass through `forget`.
+
+    `raised(outputs)` raises, at run time, what would otherwise be raised where types say
+    which axes vary, and equinox's errors do not type-check.
     """
     arrays = [x for x in jtu.tree_leaves(options) if eqx.is_array(x)]
     axes = frozenset().union(*[varying_axes(jax.typeof(x)) for x in arrays])
@@ -105,13 +110,9 @@ def without_varying_axes(
     if len(axes) == 0:
         with no_varying_types():
             return solve(forget, **options)
-    if options["throw"]:
-        raise NotImplementedError(
-            "Inside of `jax.shard_map(..., check_vma=True)` call `diffeqsolve(..., "
-            "throw=False)` and look at `solution.result`, or use `check_vma=False`: how "
-            "`diffeqsolve` raises errors does not type-check there."
-        )
     options = forget(options)
     with no_varying_types():
         outputs = solve(forget, **options)
+        if options["throw"]:
+            outputs = raised(outputs)
     return _map_arrays(remember, outputs)

@@ -1,12 +1,13 @@
 """The fields of diffrax's private state of a solve: known here, and nowhere else."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from diffrax import ConstantStepSize, is_successful, RESULTS
+from diffrax import ConstantStepSize, is_okay, is_successful, RESULTS, Solution
 from jaxtyping import PyTree
 
 from .._compat import SaveState
@@ -102,6 +103,33 @@ def solver_failed(state) -> BoolScalarLike:
 
 def reached_max_steps(state) -> BoolScalarLike:
     return state.result == RESULTS.max_steps_reached
+
+
+_Result: Any = type(RESULTS.successful)
+
+
+class _RaisedResult(_Result):
+    """The result of a solve whose error has been raised, if it was one. Where diffrax
+    would raise it, an ordinary one takes its place."""
+
+    def error_if(self, token, pred):
+        ordinary = _with_type(_Result, self)
+        if isinstance(token, Solution):
+            return eqx.tree_at(lambda s: s.result, token, ordinary)
+        return ordinary.error_if(token, pred)
+
+
+def _with_type(kind: Any, result: Any) -> Any:
+    return kind(*[getattr(result, f.name) for f in dataclasses.fields(result)])
+
+
+def raised(outputs):
+    """What `AbstractAdjoint.loop` returns, raising the error that diffrax would raise
+    afterwards."""
+    state, stats = outputs
+    state = state.result.error_if(state, jnp.logical_not(is_okay(state.result)))
+    result = _with_type(_RaisedResult, state.result)
+    return eqx.tree_at(lambda s: s.result, state, result), stats
 
 
 def at(state, t0: RealScalarLike, y0: PyTree):

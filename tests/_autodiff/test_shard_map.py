@@ -33,7 +33,8 @@ def _run(y, p, n, step=None):
     def solve(forget, y, p, n, throw):
         return with_reverse_sweep(toy, Inputs(y, p, n))["y"]
 
-    return without_varying_axes(solve, dict(y=y, p=p, n=n, throw=False))
+    options = dict(y=y, p=p, n=n, throw=False)
+    return without_varying_axes(solve, lambda outputs: outputs, options)
 
 
 def _loss(run, axis=None):

@@ -22,6 +22,7 @@ from ..._loop.problem import Parameters, Problem, split
 from ..._loop.state import (
     differentiated,
     next_step,
+    raised,
     reached_max_steps,
     Span,
     without_jump,
@@ -66,7 +67,7 @@ class AbstractDiscreteAdjoint(AbstractAdjoint):
 
     @needs_instance
     def loop(self, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return without_varying_axes(self._solve, options)
+        return without_varying_axes(self._solve, raised, options)
 
     def _solve(
         self,

@@ -16,7 +16,13 @@ from ..._call_site import call_site
 from ..._checks import check_integer
 from ..._compat import nondifferentiable
 from ..._loop.closures import convert_terms, is_subsaveat
-from ..._loop.state import differentiated, is_none, next_step, save_states
+from ..._loop.state import (
+    differentiated,
+    is_none,
+    next_step,
+    raised,
+    save_states,
+)
 from ..._types import RealScalarLike
 from ..instance import needs_instance
 from .options import (
@@ -99,8 +105,7 @@ class InterpolatedAdjoint(AbstractAdjoint):
 
     - `NotImplementedError` for `SaveAt(steps=..., dense=..., fn=...)`, events,
         stochastic and controlled differential equations, terms with methods of their
-        own, solvers of several terms for several parts of the state, and inside of
-        `jax.shard_map(..., check_vma=True)` without `diffeqsolve(..., throw=False)`.
+        own, and solvers of several terms for several parts of the state.
     - `ValueError` if steps that are given (`diffrax.StepTo`, `ReplayedSteps`) would be
         used for the adjoint equation.
     - `RuntimeError`, when it is traced, for derivatives with respect to anything else
@@ -150,7 +155,7 @@ class InterpolatedAdjoint(AbstractAdjoint):
 
     @needs_instance
     def loop(self, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return without_varying_axes(self._solve, options)
+        return without_varying_axes(self._solve, raised, options)
 
     def _solve(
         self,

@@ -77,8 +77,6 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
     - `RuntimeError`, when it is traced, for derivatives with respect to parameters of
         the step-size controller, and for reverse mode over another derivative.
     - `NotImplementedError` for ordered effects in the vector field.
-    - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
-        `diffeqsolve(..., throw=False)`.
     - `NotImplementedError` for a solver with a `backward_step` that is made of one that
         restarts.
     - `RuntimeError`, when it is run, if the reversal has lost the solution, if there were

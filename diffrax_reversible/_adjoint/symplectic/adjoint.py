@@ -134,8 +134,6 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
         the step-size controller, and for reverse mode over another derivative.
     - `NotImplementedError` for ordered effects in the vector field; and with
         `keep="residuals"` for a `jax.custom_vjp` in it, and for implicit solvers.
-    - `NotImplementedError` inside of `jax.shard_map(..., check_vma=True)`, unless with
-        `diffeqsolve(..., throw=False)`.
     - `RuntimeError`, when a gradient is run, if more than `capacity` adaptive steps are
         accepted.
 

@@ -4,6 +4,7 @@ import contextlib
 import functools as ft
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
@@ -212,7 +213,7 @@ def test_set_mesh(solver, adjoint, check_vma):
     """Also of solves that are not vmapped."""
 
     def loss(ys, args):
-        solve = lambda y: _solve(y, args, solver, adjoint, throw=not check_vma)
+        solve = lambda y: _solve(y, args, solver, adjoint)
         return jnp.sum(jnp.sin(solve(ys[0]) + solve(ys[1])))
 
     def grad_inside(ys, args):
@@ -241,10 +242,9 @@ def test_set_mesh(solver, adjoint, check_vma):
 @pytest.mark.parametrize("solver, adjoint, check_vma", _shard_map_cases)
 def test_shard_map(solver, adjoint, check_vma):
     """Inside, devices tell each other nothing in any step."""
-    options = dict(adaptive=True, throw=not check_vma)
 
     def loss(ys, args):
-        return _loss_of_batch(ys, args, solver, adjoint, **options)
+        return _loss_of_batch(ys, args, solver, adjoint, adaptive=True)
 
     def grad_inside(ys, args):
         ys, args = jax.grad(loss, (0, 1))(ys, args)
@@ -271,8 +271,7 @@ def test_field_that_communicates(solver, adjoint, check_vma):
         return lax.psum(_mlp(t, y, args), "model")
 
     def loss(field, y, args):
-        options = dict(field=field, throw=not check_vma)
-        return jnp.sum(jnp.sin(_solve(y, args, solver, adjoint, **options)))
+        return jnp.sum(jnp.sin(_solve(y, args, solver, adjoint, field=field)))
 
     def value(y, args):
         # All have the same, but the type of a solution says that it varies with `args`.
@@ -307,20 +306,69 @@ def test_jvp_in_shard_map():
     assert tree_difference(found, expected) < 1e-12
 
 
+@pytest.mark.parametrize("check_vma", (False, True))
+def test_failure_in_shard_map(check_vma):
+    """Raised where one element of the batch has failed, on one device."""
+
+    def value(ys, rates):
+        def solve(y, rate):
+            field = lambda t, y, rate: rate * y
+            adjoint = SymplecticAdjoint()
+            kwargs = dict(field=field, adaptive=True)
+            return _solve(y, rate, diffrax.Bosh3(), adjoint, **kwargs)
+
+        return jax.vmap(solve)(ys, rates)
+
+    specs = dict(in_specs=(_data, _data), out_specs=_data, check_vma=check_vma)
+    f = eqx.filter_jit(jax.shard_map(value, mesh=_mesh, **specs))
+    ys, rates = jnp.ones((8, 1)), jnp.ones(8)
+    assert tree_difference(f(ys, rates)[:, 0], jnp.exp(rates)[:, None]) < 1e-2
+    for _ in range(2):
+        with pytest.raises(eqx.EquinoxRuntimeError, match="maximum number of solver"):
+            f(ys, rates.at[5].set(-1e4))
+
+
+@pytest.mark.parametrize("throw", (False, True))
+def test_result_in_shard_map(throw):
+    """It is a plain `diffrax.RESULTS`, that raises what it is asked to."""
+
+    def value(ys, args):
+        solution = diffrax.diffeqsolve(
+            *(diffrax.ODETerm(_mlp), ReversibleALF2(), 0.0, 1.0, 0.1, ys[0], args),
+            adjoint=ReversibleAdjoint(),
+            throw=throw,
+        )
+        assert type(solution.result) is type(diffrax.RESULTS.successful)
+        return solution.ys
+
+    jax.eval_shape(_shard_map(value, _data, True), *_arguments())
+
+
+def test_monitor_in_shard_map():
+    """It is told of the gradient on each device."""
+    reports = []
+    adjoint = ReversibleAdjoint(monitor=reports.append)
+
+    def loss(rate, ys):
+        field = lambda t, y, rate: rate * y
+        solve = lambda y: _solve(y, rate, ReversibleALF2(), adjoint, field=field)
+        return jnp.sum(jax.vmap(solve)(ys))
+
+    specs = dict(in_specs=(P(), _data), out_specs=P())
+    gradient = jit(jax.shard_map(jax.grad(loss), mesh=_mesh, **specs))
+    ys = jnp.ones((8, 1))
+    found = gradient(jnp.array(0.5), ys)
+    jax.effects_barrier()
+    assert tree_difference(found, 8 * jnp.exp(0.5)) < 1e-2
+    assert len(reports) == _mesh.size
+
+
 def test_refused_in_shard_map():
-    def value(ys, args, **kwargs):
-        options = dict(solver=ReversibleALF2(), adjoint=ReversibleAdjoint()) | kwargs
-        return _solve(ys[0], args, **options)[None]
-
-    run = lambda f: jax.eval_shape(_shard_map(f, _data, True), *_arguments())
-    with pytest.raises(NotImplementedError, match="throw=False.*check_vma=False"):
-        run(value)
-
     def closes_over(ys, args):
         # The solver must not look at the field before the solve.
-        options = dict(solver=diffrax.Bosh3(), adjoint=SymplecticAdjoint(), throw=False)
         field = lambda t, y, args: _mlp(t, y, args) + ys[0]
-        return value(jnp.ones((1, _width)), args, field=field, **options)
+        y = jnp.ones(_width)
+        return _solve(y, args, diffrax.Bosh3(), SymplecticAdjoint(), field=field)
 
     with pytest.raises(NotImplementedError, match="closes over.*`args`"):
-        run(closes_over)
+        jax.eval_shape(_shard_map(closes_over, _data, True), *_arguments())
