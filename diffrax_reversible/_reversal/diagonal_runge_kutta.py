@@ -22,7 +22,7 @@ from .._solver.runge_kutta.tableau import (
     has_several_tableaus,
 )
 from .._tree import add, combine, outer, scale, where
-from .._types import BoolScalarLike, RealScalarLike, Y
+from .._types import BoolScalarLike, IntScalarLike, RealScalarLike, Y
 from .base import AbstractReversal, ReverseStep
 from .failure import distrusted, has_failed
 from .stages import at_most_once, evaluate_stage, Stages
@@ -55,7 +55,7 @@ class LinearSystems(eqx.Module):
             solver = getattr(root_finder, "linear_solver", None)
         if solver is None:
             solver = lx.AutoLinearSolver(well_posed=None)
-        solution = lx.linear_solve(matrix.T, vector, solver, throw=False)
+        solution = lx.linear_solve(matrix, vector, solver, throw=False)
         failed = solution.result != lx.RESULTS.successful
         return distrusted(solution.value, size, failed & jnp.asarray(step.active))
 
@@ -240,12 +240,26 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
             tags = self.systems.tags
             matrix = lx.JacobianLinearOperator(residual, zeros, tags=tags)
             vector = _to_real(_conj(add(cotangent_k, right)))
-            x = self.systems.solve(step, lx.linearise(matrix), vector, self.size)
+            matrix = _made_in_place(lx.linearise(matrix).T, i)
+            x = self.systems.solve(step, matrix, vector, self.size)
             return _conj(_from_real(x, dtypes))
 
         if np.all(tableau.diagonal[1 if self._has_cache else 0 :] != 0):
             return solve()
         return lax.cond(diagonal != 0, solve, lambda: cotangent_k)
+
+
+def _made_in_place(
+    matrix: lx.AbstractLinearOperator, i: IntScalarLike
+) -> lx.AbstractLinearOperator:
+    """The same, but what it makes of unit vectors is not moved out of the loop over the
+    stages `i`, to be kept there with the size of the matrix."""
+
+    def product(vector):
+        # `i` is not negative, which XLA does not know.
+        return matrix.mv(where(i >= 0, vector, 0))
+
+    return lx.FunctionLinearOperator(product, matrix.in_structure(), matrix.tags)
 
 
 def _is_implicit(tableau: DiagonalTableau) -> bool:
