@@ -45,7 +45,7 @@ class LinearSystems(eqx.Module):
         vector: PyTree,
         size: Array,
     ) -> PyTree:
-        """Solves the transposed system; NaN where that fails.
+        """Solves the system; NaN where that fails.
 
         - `size`: of the cotangents of the solve.
         """
@@ -240,7 +240,7 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
             tags = self.systems.tags
             matrix = lx.JacobianLinearOperator(residual, zeros, tags=tags)
             vector = _to_real(_conj(add(cotangent_k, right)))
-            matrix = _made_in_place(lx.linearise(matrix).T, i)
+            matrix = _made_in_place(lx.linearise(matrix).T, step.number + i)
             x = self.systems.solve(step, matrix, vector, self.size)
             return _conj(_from_real(x, dtypes))
 
@@ -250,14 +250,16 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
 
 
 def _made_in_place(
-    matrix: lx.AbstractLinearOperator, i: IntScalarLike
+    matrix: lx.AbstractLinearOperator, number: IntScalarLike
 ) -> lx.AbstractLinearOperator:
-    """The same, but what it makes of unit vectors is not moved out of the loop over the
-    stages `i`, to be kept there with the size of the matrix."""
+    """The same, but XLA does not move what it makes of unit vectors out of the loops over
+    steps and stages, to keep it there: several times the size of the matrix.
+
+    - `number`: positive, and another one at each turn of these.
+    """
 
     def product(vector):
-        # `i` is not negative, which XLA does not know.
-        return matrix.mv(where(i >= 0, vector, 0))
+        return matrix.mv(where(number > 0, vector, 0))
 
     return lx.FunctionLinearOperator(product, matrix.in_structure(), matrix.tags)
 
