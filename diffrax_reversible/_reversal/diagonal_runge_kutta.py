@@ -240,7 +240,8 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
             tags = self.systems.tags
             matrix = lx.JacobianLinearOperator(residual, zeros, tags=tags)
             vector = _to_real(_conj(add(cotangent_k, right)))
-            matrix = _made_in_place(lx.linearise(matrix).T, step.number + i)
+            transposed: Any = lx.linearise(matrix).T
+            matrix = _made_in_place(transposed, step.number + i)
             x = self.systems.solve(step, matrix, vector, self.size)
             return _conj(_from_real(x, dtypes))
 
@@ -250,7 +251,7 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
 
 
 def _made_in_place(
-    matrix: lx.AbstractLinearOperator, number: IntScalarLike
+    matrix: lx.FunctionLinearOperator, number: IntScalarLike
 ) -> lx.AbstractLinearOperator:
     """The same, but XLA does not move what it makes of unit vectors out of the loops over
     steps and stages, to keep it there: several times the size of the matrix.
