@@ -22,7 +22,7 @@ from .._solver.runge_kutta.tableau import (
     has_several_tableaus,
 )
 from .._tree import add, combine, outer, scale, where
-from .._types import BoolScalarLike, RealScalarLike, Y
+from .._types import BoolScalarLike, IntScalarLike, RealScalarLike, Y
 from .base import AbstractReversal, ReverseStep
 from .failure import distrusted, has_failed
 from .stages import at_most_once, evaluate_stage, Stages
@@ -45,7 +45,7 @@ class LinearSystems(eqx.Module):
         vector: PyTree,
         size: Array,
     ) -> PyTree:
-        """Solves the transposed system; NaN where that fails.
+        """Solves the system; NaN where that fails.
 
         - `size`: of the cotangents of the solve.
         """
@@ -55,7 +55,7 @@ class LinearSystems(eqx.Module):
             solver = getattr(root_finder, "linear_solver", None)
         if solver is None:
             solver = lx.AutoLinearSolver(well_posed=None)
-        solution = lx.linear_solve(matrix.T, vector, solver, throw=False)
+        solution = lx.linear_solve(matrix, vector, solver, throw=False)
         failed = solution.result != lx.RESULTS.successful
         return distrusted(solution.value, size, failed & jnp.asarray(step.active))
 
@@ -240,12 +240,29 @@ class DiagonalRungeKuttaReversal(AbstractReversal):
             tags = self.systems.tags
             matrix = lx.JacobianLinearOperator(residual, zeros, tags=tags)
             vector = _to_real(_conj(add(cotangent_k, right)))
-            x = self.systems.solve(step, lx.linearise(matrix), vector, self.size)
+            transposed: Any = lx.linearise(matrix).T
+            matrix = _made_in_place(transposed, step.number + i)
+            x = self.systems.solve(step, matrix, vector, self.size)
             return _conj(_from_real(x, dtypes))
 
         if np.all(tableau.diagonal[1 if self._has_cache else 0 :] != 0):
             return solve()
         return lax.cond(diagonal != 0, solve, lambda: cotangent_k)
+
+
+def _made_in_place(
+    matrix: lx.FunctionLinearOperator, number: IntScalarLike
+) -> lx.AbstractLinearOperator:
+    """The same, but XLA does not move what it makes of unit vectors out of the loops over
+    steps and stages, to keep it there: several times the size of the matrix.
+
+    - `number`: positive, and another one at each turn of these.
+    """
+
+    def product(vector):
+        return matrix.mv(where(number > 0, vector, 0))
+
+    return lx.FunctionLinearOperator(product, matrix.in_structure(), matrix.tags)
 
 
 def _is_implicit(tableau: DiagonalTableau) -> bool:
