@@ -72,11 +72,17 @@ def measure(example: Example, dtype) -> Measured:
     )
 
 
-_heading = [
-    "| example | solver | dtype | time of a gradient (ms) | of diffrax's | temp memory (kB) "
-    "| of diffrax's | difference |",
-    "|---" * 8 + "|",
-]
+_columns = (
+    "example",
+    "solver",
+    "dtype",
+    "time (ms)",
+    "of diffrax's",
+    "temp memory (kB)",
+    "of diffrax's",
+    "difference",
+)
+_heading = [f"| {' | '.join(_columns)} |", "|---" * len(_columns) + "|"]
 
 
 def _start_of(example: Example, dtype) -> str:
@@ -97,16 +103,18 @@ def row(example: Example, dtype) -> str:
 def main(words) -> None:
     old = TABLE.read_text().splitlines() if TABLE.exists() else []
     TABLE.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    cases = [(example, dtype) for example in EXAMPLES for dtype in DTYPES]
-    for example, dtype in cases:
-        start = _start_of(example, dtype)
+    starts = {
+        _start_of(example, dtype): (example, dtype)
+        for example in EXAMPLES
+        for dtype in DTYPES
+    }
+    rows = {start: line for start in starts for line in old if line.startswith(start)}
+    for start, case in starts.items():
         if not words or any(word in start for word in words):
-            rows.append(row(example, dtype))
-            print(rows[-1], flush=True)
-        else:
-            rows.extend(line for line in old if line.startswith(start))
-    TABLE.write_text("\n".join([*_heading, *rows]) + "\n")
+            rows[start] = row(*case)
+            print(rows[start], flush=True)
+            lines = [rows[start] for start in starts if start in rows]
+            TABLE.write_text("\n".join([*_heading, *lines]) + "\n")
 
 
 if __name__ == "__main__":
