@@ -299,22 +299,24 @@ class _DrivenField(eqx.Module):
 def _neural_sde(solver, dtype):
     """Generator and discriminator: networks of width 16, a batch of 128, 63 constant
     steps."""
-    keys = jr.split(jr.PRNGKey(0), 9)
-    linear = lambda size, out, key: eqx.nn.Linear(size, out, dtype=dtype, key=key)
+    keys = jr.split(jr.PRNGKey(0), 10)
+    mlp = lambda size, key: eqx.nn.MLP(size, 16, 16, 1, dtype=dtype, key=key)
+    linear = lambda key: eqx.nn.Linear(16, 1, dtype=dtype, key=key)
     generator = (
-        linear(5, 16, keys[0]),
+        mlp(5, keys[0]),
         _DrivenField((16,), dtype, keys[1]),
         _DrivenField((16, 3), dtype, keys[2]),
-        linear(16, 1, keys[3]),
+        linear(keys[3]),
     )
     discriminator = (
-        linear(2, 16, keys[4]),
+        mlp(2, keys[4]),
         _DrivenField((16,), dtype, keys[5]),
         _DrivenField((16, 1), dtype, keys[6]),
-        linear(16, 1, keys[7]),
+        linear(keys[7]),
     )
     params, model = _split((generator, _clipped(discriminator)))
     ts = jnp.linspace(0, 63, 64, dtype=dtype)
+    data = jnp.cumsum(0.2 * jr.normal(keys[9], (128, 64, 1), dtype), axis=1)
     keys = jr.split(keys[8], 128)
 
     def solve(model, start, control, saveat, adjoint):
@@ -337,19 +339,22 @@ def _neural_sde(solver, dtype):
     def loss(params, adjoint):
         generator, discriminator = model(params)
 
-        def one(key):
-            start, path = jr.split(key)
-            motion = diffrax.VirtualBrownianTree(
-                ts[0], ts[-1], 0.5, jax.ShapeDtypeStruct((3,), dtype), path
-            )
-            start = jr.normal(start, (5,), dtype)
-            ys = solve(generator, start, motion, diffrax.SaveAt(ts=ts), adjoint)
+        def score(ys):
             control = diffrax.LinearInterpolation(ts, ys)
             start = jnp.append(ts[0], ys[0])
             saveat = diffrax.SaveAt(t0=True, t1=True)
             return solve(discriminator, start, control, saveat, adjoint)
 
-        return jnp.mean(jax.vmap(one)(keys))
+        def generate(key):
+            start, path = jr.split(key)
+            motion = diffrax.VirtualBrownianTree(
+                ts[0], ts[-1], 0.5, jax.ShapeDtypeStruct((3,), dtype), path
+            )
+            start = jr.normal(start, (5,), dtype)
+            return solve(generator, start, motion, diffrax.SaveAt(ts=ts), adjoint)
+
+        fakes = jax.vmap(generate)(keys)
+        return jnp.mean(jax.vmap(score)(data) - jax.vmap(score)(fakes))
 
     return loss, params
 
