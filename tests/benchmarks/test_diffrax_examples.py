@@ -18,8 +18,7 @@ from .diffrax_examples_table import DTYPES, measure
 
 
 pytestmark = pytest.mark.benchmark
-# Times that come out above diffrax's now and then. The filter makes most of its steps
-# twice on the way back; half of the neural SDE is to look up its Brownian motion.
+# Times that have come out above diffrax's, on a machine that was not idle.
 _slower = {"Kalman filter": 1.4, "neural SDE": 1.1}
 
 
