@@ -138,7 +138,9 @@ ReversibleAdjoint.__init__.__doc__ = """**Arguments:**
     before restarts first, and others, evenly spread, as long as there is room. The sweep
     goes on from each of them, so that rounding is amplified only in between. `None`: 32
     (at most `max_steps`) with a solver that restarts, or that is undone only nearly
-    ([`diffrax_reversible.EES25`][]), and none with any other.
+    ([`diffrax_reversible.EES25`][]); 8 with one that carries a second copy of the solution
+    and knows of no restarts, as [`diffrax.ReversibleHeun`][] and every solver of an SDE;
+    and none with a single copy, or with `restart=None`.
 - `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
     solve, which may be far more than it takes.
 - `reversal_rtol`: The largest accepted difference between the states that the sweep

@@ -22,7 +22,8 @@ class ReversalReport(eqx.Module):
     - `rtol`: the largest one that is accepted.
     - `t`: where `loss` was found.
     - `num_restarts`: of the solver; 0 for one that does not restart.
-    - `checkpoints`: for how many restarts there is room; 0 if no states are kept.
+    - `checkpoints`: how many states there is room for, those before restarts among them;
+        0 if none are kept.
     - `num_steps`: how many steps were undone.
 
     ```python

@@ -82,11 +82,9 @@ class ReversibleSweep(AbstractStepSweep):
     def init_states(self, problem):
         state, checkpoints, slots = _state(problem.state), None, self.slots
         refuse_restarts_inside(problem.parameters.solver, state)
-        _, solver_state = state
-        nearly = _own_rtol(problem) is not None
-        if slots is None and (nearly or restarted(solver_state) is not False):
-            slots = min(default_slots, problem.options["max_steps"] or default_slots)
-        if slots is not None:
+        if slots is None:
+            slots = _default_slots(problem)
+        if slots > 0:
             checkpoints = Checkpoints.empty(slots, _copies(state))
         parameters, difference = problem.parameters, None
         if not is_sde(parameters.terms):
@@ -221,8 +219,20 @@ class ReversibleSweep(AbstractStepSweep):
         return jnp.where(fine, lost, jnp.nan)
 
 
-# Of a sweep for a solver that restarts, or that is undone only nearly.
-default_slots = 32
+def _default_slots(problem: Problem) -> int:
+    """How many states to keep, if nobody says: for restarts, or where a solver is undone
+    only nearly; fewer where two copies of the solution drift apart and the solver knows of
+    no restarts, since undoing that amplifies rounding; and none where there is one copy, or
+    where restarts have been switched off."""
+    y, solver_state = _state(problem.state)
+    _, copy = _floating((y, solver_state))
+    if restarted(solver_state) is not False or _own_rtol(problem) is not None:
+        slots = 32
+    elif type(solver_state) is RestartState:
+        slots = 0
+    else:
+        slots = 8 if jtu.tree_leaves(copy) else 0
+    return min(slots, problem.options["max_steps"] or slots)
 
 
 def _own_rtol(problem: Problem) -> float | None:

@@ -97,6 +97,15 @@ class AbstractALFComposition(AbstractUpdateSolver):
     `PIDController` with its defaults rejects up to a third of them where the step has
     to change by much, with these solvers as with others.
 
+    Where the vector field has kinks at known times, as along the cubic path of a neural
+    CDE at its knots, land on them: `diffrax.ClipStepSizeController(PIDController(...),
+    step_ts=ts)`; where it jumps, as along a [`diffrax.LinearInterpolation`][], with
+    `jump_ts=ts`. A step over a kink is rejected again and again, or is accepted although
+    it is wrong, with any solver. In diffrax's example of a neural CDE (100 knots,
+    `rtol=1e-3, atol=1e-6`) `ReversibleALF4` makes 110 steps on the knots, with an error
+    of 2e-4, and 257 with one of 3e-2 without; [`diffrax.Tsit5`][] 101 with 7e-6, and 47
+    with 0.15. Neither restarts nor a smaller error estimate change that.
+
     The difference $v - f$ changes its sign with each stage, and where the flow contracts
     like $e^{-a t}$ it grows like $e^{a t}$. Before it can shorten the steps, or spoil the
     solution, the solver restarts: it makes $v = f(t, z)$ anew, at the start of a step,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffrax_reversible import (
+    EES25,
     ReversibleAdjoint,
     ReversibleALF2,
     ReversibleALF4,
@@ -66,6 +67,26 @@ def test_restarts():
     (report,) = reports
     assert 1 < report.num_restarts < report.checkpoints == 32
     assert report.num_restarts < report.num_steps
+
+
+@pytest.mark.parametrize(
+    "solver, number",
+    (
+        pytest.param(diffrax.ReversibleHeun(), 8, id="ReversibleHeun"),
+        pytest.param(diffrax.LeapfrogMidpoint(), 8, id="LeapfrogMidpoint"),
+        pytest.param(EES25(), 32, id="EES25", marks=pytest.mark.slow),
+        pytest.param(ReversibleALF4(), 32, id="ALF4", marks=pytest.mark.slow),
+    ),
+)
+def test_states_kept_by_default(solver, number):
+    """Few, where two copies of the solution can drift apart and no restart helps; not more
+    than `max_steps`."""
+    reports = []
+    for max_steps in (100, 5):
+        t1 = jnp.array(1.0)
+        loss = lambda y0: _loss(y0, t1, reports.append, solver, max_steps=max_steps)
+        jit(jax.grad(loss))(jnp.ones(1))
+    assert [report.checkpoints for report in reports] == [number, 5]
 
 
 @pytest.mark.parametrize("outside", (False, pytest.param(True, marks=pytest.mark.slow)))
