@@ -25,10 +25,13 @@ def test_committed_with_outputs(notebook):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", _notebooks, ids=lambda x: x.stem)
-def test_runs_from_top_to_bottom(notebook):
+def test_runs_from_top_to_bottom(notebook, monkeypatch):
     import matplotlib
 
     matplotlib.use("Agg")
+    # As in the notebook's folder, where `experiments.py` is, and short.
+    monkeypatch.syspath_prepend(notebook.parent)
+    monkeypatch.setenv("NOTEBOOKS_FULL", "0")
     scope = {"__name__": "notebook"}
     # As a user runs it.
     x64 = jax.config.read("jax_enable_x64")
