@@ -106,7 +106,7 @@ class Repeat(eqx.Module):
 
 
 def linear(state0: State, state1: State, sums: PyTree) -> DenseInfo:
-    """The `dense_info` of [`diffrax.LocalLinearInterpolation`][]."""
+    """The `dense_info` of `diffrax.LocalLinearInterpolation`."""
     del sums
     return dict(y0=state0.y, y1=state1.y)
 
@@ -156,7 +156,7 @@ class Step(NamedTuple):
     - `error`: makes the error estimate of the sums of what the updates have contributed.
         `None`: no estimate.
     - `dense_info`: makes the dense output, as a function of the states at both ends and
-        of the sums. Defaults to that of [`diffrax.LocalLinearInterpolation`][].
+        of the sums. Defaults to that of `diffrax.LocalLinearInterpolation`.
     """
 
     updates: Sequence[AbstractUpdate | Repeat]

@@ -1,0 +1,49 @@
+"""What the build of the documentation does beyond its plugins."""
+
+import json
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+
+_root = Path(__file__).parents[1]
+_diffrax = "https://docs.kidger.site/diffrax/"
+
+
+def _notebooks() -> list[Path]:
+    return sorted((_root / "notebooks").glob("*.ipynb"))
+
+
+def _title(notebook: Path) -> str:
+    first = "".join(json.loads(notebook.read_text())["cells"][0]["source"])
+    return first.splitlines()[0].removeprefix("# ")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List every notebook in the navigation."""
+    assert config.nav is not None
+    (section,) = [entry["Experiments"] for entry in config.nav if "Experiments" in entry]
+    section.extend({_title(n): f"notebooks/{n.name}"} for n in _notebooks())
+    return config
+
+
+@event_priority(100)  # before the plugin that reads them
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Take the notebooks, and the pages that are files of the repository, from where
+    they are."""
+    sources = {f"notebooks/{n.name}": n for n in _notebooks()}
+    sources["changelog.md"] = _root / "CHANGELOG.md"
+    sources["contributing.md"] = _root / "CONTRIBUTING.md"
+    for uri, path in sources.items():
+        files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_env(env, config: MkDocsConfig, files: Files):
+    """Link names of diffrax to its documentation, without asking it where they are."""
+    for line in (_root / "docs" / "_diffrax.txt").read_text().splitlines():
+        name, page = line.split()
+        config.plugins["autorefs"].register_url(name, f"{_diffrax}{page}#{name}")
+    return env
