@@ -24,7 +24,9 @@ def _title(notebook: Path) -> str:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List every notebook in the navigation."""
     assert config.nav is not None
-    (section,) = [entry["Experiments"] for entry in config.nav if "Experiments" in entry]
+    (section,) = [
+        entry["Experiments"] for entry in config.nav if "Experiments" in entry
+    ]
     section.extend({_title(n): f"notebooks/{n.name}"} for n in _notebooks())
     return config
 
