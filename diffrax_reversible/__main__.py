@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"1. What a gradient costs, with a network {network} (float64, {device})."
         )
         print("   Each program is compiled, which takes a few seconds, and then timed.")
-        comparisons = long_solve.compare()
+        comparisons = long_solve.compare(long_solve.candidates)
         count, comparison = max(comparisons.items())
         print(f"\nOne gradient of a solve of {count:,} steps, at default arguments:")
         print(comparison)

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from typing import TypeAlias
 
 import diffrax
 import jax
@@ -23,7 +24,10 @@ from .._compare.measure import in_turn, temp_bytes
 
 sizes = (2, 10, 10, 2)
 counts = (100, 1_000, 10_000)
-candidates = {
+Candidates: TypeAlias = dict[
+    str, tuple[diffrax.AbstractSolver, diffrax.AbstractAdjoint]
+]
+candidates: Candidates = {
     "ReversibleALF4, ReversibleAdjoint": (ReversibleALF4(), ReversibleAdjoint()),
     "Tsit5, SymplecticAdjoint": (diffrax.Tsit5(), SymplecticAdjoint()),
     "Tsit5, diffrax's default": (
@@ -72,8 +76,9 @@ def loss(
     return jnp.sum(solution.ys**2)
 
 
-def compare(repeats: int = 7) -> dict[int, Comparison]:
+def compare(candidates: Candidates, repeats: int = 7) -> dict[int, Comparison]:
     """The gradients of the candidates, for each number of steps, with a progress bar.
+    The last one is the reference.
 
     As `compare_adjoints` does, but without a second program that counts steps.
     """

@@ -12,7 +12,7 @@ from .training import NeuralODE
 
 
 # A colour, a line style and a marker for each candidate of a comparison.
-styles = ("C0o-", "C2s--", "kD:")
+styles = ("C0o-", "C2s--", "C1v-.", "C3^-.", "kD:")
 
 
 def save_picture(
@@ -33,19 +33,28 @@ def draw_costs(
 ) -> None:
     """Time and memory of a gradient against the number of steps."""
     first, *_ = comparisons.values()
+    *names, reference = first.figures
     panels = (
-        (time_axes, "time of a gradient", "seconds", "seconds"),
-        (memory_axes, "temporary memory of a gradient", "bytes", "temp_bytes"),
+        (time_axes, "time of a gradient", "milliseconds", "seconds", 1e3),
+        (memory_axes, "temporary memory of a gradient", "KiB", "temp_bytes", 1 / 1024),
     )
-    for panel, title, label, field in panels:
-        for name, style in zip(first.figures, styles):
+    for panel, title, label, field, unit in panels:
+        for name, style in zip(
+            [*names, reference], [*styles[: len(names)], styles[-1]]
+        ):
             ys = [getattr(x.figures[name], field) for x in comparisons.values()]
             if None not in ys:
+                ys = [unit * y for y in ys]
                 panel.loglog(list(comparisons), ys, style, label=name)
         panel.set_title(title)
         panel.set_xlabel("number of steps")
         panel.set_ylabel(label)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("")
         panel.grid(alpha=0.3)
+    # A decade for the legend, and one below what hardly grows.
+    time_axes.set_ylim(top=30 * time_axes.get_ylim()[1])
+    memory_axes.set_ylim(bottom=1)
     time_axes.legend()
 
 
@@ -79,5 +88,5 @@ def _draw_fit(axes: Axes, model: NeuralODE, pelts: Pelts) -> None:
     axes.set_xlabel("year")
     axes.set_ylabel("pelts (thousands)")
     axes.set_xticks(range(pelts.first_year, pelts.first_year + len(pelts.ts), 4))
-    axes.set_ylim(bottom=0)
-    axes.legend(ncols=2)
+    axes.set_ylim(0, 1.4 * jnp.max(pelts.counts))
+    axes.legend(ncols=2, loc="upper center")
