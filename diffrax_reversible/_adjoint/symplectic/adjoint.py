@@ -37,6 +37,12 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     `SaveAt(ts=...)`, `t1 < t0`, SDEs driven by a [`diffrax.VirtualBrownianTree`][] (Itô
     or Stratonovich, as the solver has it), CDEs, `throw=False`.
 
+    ```python
+    diffrax.diffeqsolve(
+        ..., solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint()
+    )
+    ```
+
     **Method.** For the step
 
     $Y_i = y_0 + \sum_{j<i} a_{ij} k_j, \quad k_i = h f(t_0 + c_i h, Y_i), \quad

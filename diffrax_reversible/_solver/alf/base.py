@@ -105,6 +105,11 @@ class AbstractALFComposition(AbstractUpdateSolver):
     The solver state is a `RestartState`, of which $v$ is the `copy`. Solves along a
     Brownian motion, and those with `grid`, never restart; their solver state is $v$.
 
+    ```python
+    grid = ReversibleALF4.propose_grid(10.0)  # solution and vector field are below 10
+    solver = ReversibleALF4(grid=grid)
+    ```
+
     ??? cite "Reference"
 
         ```bibtex

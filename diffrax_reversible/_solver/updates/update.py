@@ -14,7 +14,13 @@ from ..._types import Args, DenseInfo, RealScalarLike, Y
 
 class State(eqx.Module):
     """What the updates of a step change: `y` and `solver_state`, as in
-    [`diffrax.AbstractSolver.step`][]."""
+    [`diffrax.AbstractSolver.step`][].
+
+    ```python
+    y, z = lambda s: s.y, lambda s: s.solver_state  # functions of a `State`
+    Add(to=y, at=z, t=t0, control=terms.contr(t0, t1))
+    ```
+    """
 
     y: PyTree
     solver_state: PyTree
@@ -36,6 +42,12 @@ class AbstractUpdate(eqx.Module):
     control, weights. They are differentiated.
 
     Most methods are made of [`diffrax_reversible.Add`][] alone.
+
+    ```python
+    class Scale(AbstractUpdate):  # y *= factor
+        factor: Array
+        ...
+    ```
 
     **Cost** of the reverse sweep: one evaluation and one vector-Jacobian product. One
     more evaluation if `write` is not affine in `k`.
@@ -100,7 +112,14 @@ class Add(AbstractUpdate):
 
 class Repeat(eqx.Module):
     """The same updates again and again, with other coefficients: a loop over the leading
-    axis that all arrays in `updates` have. The vector field is compiled once."""
+    axis that all arrays in `updates` have. The vector field is compiled once.
+
+    ```python
+    weights = jnp.array([0.25, 0.5, 0.25])
+    ts = t0 + jnp.cumsum(weights) * (t1 - t0)
+    Repeat([Add(to=y, at=z, t=ts, control=weights * (t1 - t0))])
+    ```
+    """
 
     updates: Sequence[AbstractUpdate]
 
@@ -157,6 +176,12 @@ class Step(NamedTuple):
         `None`: no estimate.
     - `dense_info`: makes the dense output, as a function of the states at both ends and
         of the sums. Defaults to that of `diffrax.LocalLinearInterpolation`.
+
+    ```python
+    def updates(self, terms, t0, t1, made_jump):
+        y, z, dX = lambda s: s.y, lambda s: s.solver_state, terms.contr(t0, t1)
+        return Step([Add(to=y, at=z, t=t0, control=dX), Add(to=z, at=y, t=t1, control=dX)])
+    ```
     """
 
     updates: Sequence[AbstractUpdate | Repeat]
