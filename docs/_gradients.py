@@ -54,7 +54,7 @@ def _draw_contraction(axes):
     methods = {
         "ReversibleALF4, ReversibleAdjoint": (ReversibleALF4(), ReversibleAdjoint()),
         "Tsit5, SymplecticAdjoint": (tsit5, SymplecticAdjoint()),
-        "the same without restarts: refused": (
+        "Reversible(Tsit5, restart=None)": (
             Reversible(tsit5, restart=None),
             ReversibleAdjoint(on_failure="nan"),
         ),
@@ -71,11 +71,16 @@ def _draw_contraction(axes):
         ]
         print(name, errors)
         axes.semilogy(4 * lengths, errors, style, label=name)
+        refused = [4 * t1 for t1, error in zip(lengths, errors) if error != error]
+        if refused:
+            axes.semilogy(refused, [1e-2] * len(refused), style[:2] + "x")
+            axes.annotate("refused", (refused[0], 3e-2), color=style[:2])
     axes.set_title("error of a gradient, tolerance 1e-8")
     axes.set_xlabel("rate of contraction times length of the solve")
     axes.set_ylabel("relative error")
-    axes.set_ylim(1e-11, 1e7)
+    axes.set_ylim(1e-11, 1e12)
     axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
 
 
 def main():
