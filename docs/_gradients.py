@@ -63,7 +63,8 @@ def _draw_contraction(axes):
     lengths = jnp.array([1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0])
     reference = _gradient(diffrax.Dopri8(), diffrax.RecursiveCheckpointAdjoint())
     right = [reference(t1) for t1 in lengths]
-    for (name, method), style in zip(methods.items(), picture.styles):
+    styles = picture.styles[:2] + ("C4P:",) + picture.styles[3:]
+    for (name, method), style in zip(methods.items(), styles):
         run = _gradient(*method)
         errors = [
             float(jnp.linalg.norm(run(t1) - y) / jnp.linalg.norm(y))
@@ -73,8 +74,8 @@ def _draw_contraction(axes):
         axes.semilogy(4 * lengths, errors, style, label=name)
         refused = [4 * t1 for t1, error in zip(lengths, errors) if error != error]
         if refused:
-            axes.semilogy(refused, [1e-2] * len(refused), style[:2] + "x")
-            axes.annotate("refused", (refused[0], 3e-2), color=style[:2])
+            axes.semilogy(refused, [1e-6] * len(refused), style[:2] + "x")
+            axes.annotate("refused", (refused[0], 3e-6), color=style[:2])
     axes.set_title("error of a gradient, tolerance 1e-8")
     axes.set_xlabel("rate of contraction times length of the solve")
     axes.set_ylabel("relative error")

@@ -15,12 +15,16 @@ _root = Path(__file__).parents[1]
 _docs = _root / "docs"
 _block = re.compile(r"^( *)```python\n(.*?)^\1```$", re.M | re.S)
 _slow = (
+    "bouncing_ball.md",
     "cde.md",
     "cnf.md",
     "devices.md",
     "getting_started.md",
+    "index.md",
     "latent_ode.md",
     "sde.md",
+    "stiff.md",
+    "which_adjoint.md",
 )
 
 
