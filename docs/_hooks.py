@@ -31,15 +31,31 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def _content(notebook: Path) -> str:
+    """With what a cell prints, piece by piece, as one piece."""
+    content = json.loads(notebook.read_text())
+    for cell in content["cells"]:
+        outputs = []
+        for output in cell.get("outputs", []):
+            is_text = output["output_type"] == "stream"
+            if is_text and outputs and outputs[-1]["output_type"] == "stream":
+                outputs[-1]["text"].extend(output["text"])
+            else:
+                outputs.append(output)
+        if "outputs" in cell:
+            cell["outputs"] = outputs
+    return json.dumps(content)
+
+
 @event_priority(100)  # before the plugin that reads them
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take the notebooks, and the pages that are files of the repository, from where
     they are."""
-    sources = {f"notebooks/{n.name}": n for n in _notebooks()}
-    sources["changelog.md"] = _root / "CHANGELOG.md"
-    sources["contributing.md"] = _root / "CONTRIBUTING.md"
-    for uri, path in sources.items():
-        files.append(File.generated(config, uri, abs_src_path=str(path)))
+    sources = {f"notebooks/{n.name}": _content(n) for n in _notebooks()}
+    sources["changelog.md"] = (_root / "CHANGELOG.md").read_text()
+    sources["contributing.md"] = (_root / "CONTRIBUTING.md").read_text()
+    for uri, content in sources.items():
+        files.append(File.generated(config, uri, content=content))
     return files
 
 
