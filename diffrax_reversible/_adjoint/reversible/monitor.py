@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 class ReversalReport(eqx.Module):
     """How well `ReversibleAdjoint` has undone a solve, for
-    `ReversibleAdjoint(monitor=...)`. All of it are NumPy arrays of the shape of the batch:
-    that of the axes of every `jax.vmap` that the gradient is part of, `()` if of none.
+    `ReversibleAdjoint(monitor=...)`. Its fields are NumPy arrays of the shape of the batch:
+    the axes of every `jax.vmap` that the gradient is part of, and `()` without one.
 
     - `loss`: the largest relative difference between the states that were found on the
         way back and those that should have been found; `inf` if nothing of the solution

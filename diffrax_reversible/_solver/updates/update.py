@@ -149,15 +149,15 @@ class Restart(NamedTuple):
     - `difference`: the effect that the difference of the two copies of the solution has
         on the solution in one step, as a function of the state at the end of the step,
         of the sums, and of the memory of the step before. It should cost no evaluation.
-    - `ratio`: a restart is due where the difference, times `e^(1 / order)`, exceeds the
-        error estimate so many times, with `e` the error estimate relative to the
-        solution. For in a step the difference changes what is smooth by about `h a` of
-        itself, if the vector field has the Lipschitz constant `a`, and that is what the
-        factor is, too. `None`: never.
+    - `ratio`: a restart is due where the difference, multiplied by `e^(1 / order)`, is
+        more than `ratio` times the error estimate. Here `e` is the error estimate relative
+        to the solution. Its root is about `h a`, with the Lipschitz constant `a` of the
+        vector field; and by that part of itself the difference changes the smooth part of
+        the solution in one step. `None`: never.
     - `order`: that of the error estimate. `None`: without that factor.
-    - `has_floor`: whether the difference is estimated, and the estimate is not zero where
-        there is none: four times as much is then allowed as long as it has not grown
-        threefold since the last restart.
+    - `has_floor`: whether the difference is an estimate that is not zero where there is no
+        difference. Then four times as much is allowed, until it has grown threefold since
+        the last restart.
     - `memory`: makes the memory of the sums. Defaults to none.
     """
 
