@@ -57,6 +57,12 @@ def test_examples(page):
             exec(compile(block, f"{page}, {number}", "exec"), scope)
 
 
+def test_readme_links_to_files():
+    links = re.findall(r"\]\((?!https://)([^)#]+)\)", (_root / "README.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not (_root / link).exists()] == []
+
+
 def test_reference_is_complete():
     pages = "".join(page.read_text() for page in _docs.glob("api/*.md"))
     names = re.findall(r"^::: diffrax_reversible\.(\w+)$", pages, re.M)
