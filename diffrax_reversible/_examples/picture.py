@@ -88,5 +88,5 @@ def _draw_fit(axes: Axes, model: NeuralODE, pelts: Pelts) -> None:
     axes.set_xlabel("year")
     axes.set_ylabel("pelts (thousands)")
     axes.set_xticks(range(pelts.first_year, pelts.first_year + len(pelts.ts), 4))
-    axes.set_ylim(0, 1.4 * jnp.max(pelts.counts))
+    axes.set_ylim(0, 1.4 * float(jnp.max(pelts.counts)))
     axes.legend(ncols=2, loc="upper center")
