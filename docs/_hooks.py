@@ -16,9 +16,12 @@ def _notebooks() -> list[Path]:
     return sorted((_root / "notebooks").glob("*.ipynb"))
 
 
-def _title(notebook: Path) -> str:
+def _introduction(notebook: Path) -> tuple[str, str]:
+    """Its title, and the first sentence below."""
     first = "".join(json.loads(notebook.read_text())["cells"][0]["source"])
-    return first.splitlines()[0].removeprefix("# ")
+    title, _, text = first.partition("\n")
+    sentence, *_ = text.strip().split("\n")[0].split(". ")
+    return title.removeprefix("# "), sentence.rstrip(".:") + "."
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -27,7 +30,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     (section,) = [
         entry["Experiments"] for entry in config.nav if "Experiments" in entry
     ]
-    section.extend({_title(n): f"notebooks/{n.name}"} for n in _notebooks())
+    section.extend({_introduction(n)[0]: f"notebooks/{n.name}"} for n in _notebooks())
     return config
 
 
@@ -57,6 +60,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for uri, content in sources.items():
         files.append(File.generated(config, uri, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) -> str:
+    """List every notebook where a page asks for it."""
+    lines = []
+    for notebook in _notebooks():
+        title, sentence = _introduction(notebook)
+        lines.append(f"- [{title}](notebooks/{notebook.name}): {sentence}")
+    return markdown.replace("<!-- notebooks -->", "\n".join(lines))
 
 
 def on_env(env, config: MkDocsConfig, files: Files):
