@@ -1,6 +1,7 @@
 """What the build of the documentation does beyond its plugins."""
 
 import json
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -20,7 +21,9 @@ def _introduction(notebook: Path) -> tuple[str, str]:
     """Its title, and the first sentence below."""
     first = "".join(json.loads(notebook.read_text())["cells"][0]["source"])
     title, _, text = first.partition("\n")
-    sentence, *_ = text.strip().split("\n")[0].split(". ")
+    paragraph = text.strip().split("\n")[0]
+    # Not after an initial.
+    sentence, *_ = re.split(r"(?<=[a-z0-9)`*\]]{2})\. (?=[A-Z])", paragraph)
     return title.removeprefix("# "), sentence.rstrip(".:") + "."
 
 
