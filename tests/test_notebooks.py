@@ -1,8 +1,9 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
+
+from .user import as_a_user
 
 
 _notebooks = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -33,13 +34,7 @@ def test_runs_from_top_to_bottom(notebook, monkeypatch):
     monkeypatch.syspath_prepend(notebook.parent)
     monkeypatch.setenv("NOTEBOOKS_FULL", "0")
     scope = {"__name__": "notebook"}
-    # As a user runs it.
-    x64 = jax.config.read("jax_enable_x64")
-    jax.config.update("jax_enable_x64", False)
-    try:
-        with jax.numpy_dtype_promotion("standard"):
-            for i, cell in enumerate(_code(notebook), 1):
-                name = f"{notebook.name}, {i}"
-                exec(compile("".join(cell["source"]), name, "exec"), scope)
-    finally:
-        jax.config.update("jax_enable_x64", x64)
+    with as_a_user():
+        for i, cell in enumerate(_code(notebook), 1):
+            name = f"{notebook.name}, {i}"
+            exec(compile("".join(cell["source"]), name, "exec"), scope)

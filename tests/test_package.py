@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -96,3 +97,11 @@ def test_no_postponed_annotations():
     forbidden = "from __future__ import " + "annotations"
     files = _package + _tests
     assert [file for file in files if forbidden in file.read_text()] == []
+
+
+def test_versions_agree():
+    version = tomllib.loads((_root / "pyproject.toml").read_text())["project"][
+        "version"
+    ]
+    assert f"\nversion: {version}\n" in (_root / "CITATION.cff").read_text()
+    assert f"\n## [{version}] - " in (_root / "CHANGELOG.md").read_text()

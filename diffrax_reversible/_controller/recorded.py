@@ -23,6 +23,11 @@ class StepRecord(eqx.Module):
     - `count`: the number of accepted steps.
     - `made_jump`: whether the vector field jumped just before each step. A boolean array
         of shape `(capacity,)`; `None` if the controller does not step over jumps.
+
+    ```python
+    record = solution.controller_state.record  # with `RecordedSteps`
+    starts, ends = record.intervals[: record.count].T
+    ```
     """
 
     # One array rather than two: each step then writes just once.
@@ -70,6 +75,12 @@ class RecordedState(eqx.Module):
     - `record`: a [`diffrax_reversible.StepRecord`][].
     - `made_jump`: whether the vector field jumped just before the step that is next to
         be made; `None` if the controller does not step over jumps.
+
+    ```python
+    options = dict(saveat=diffrax.SaveAt(t1=True, controller_state=True))
+    solution = diffrax.diffeqsolve(..., stepsize_controller=controller, **options)
+    record = solution.controller_state.record  # if it is a `RecordedSteps`
+    ```
     """
 
     controller_state: PyTree

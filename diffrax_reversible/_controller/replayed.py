@@ -17,6 +17,11 @@ class ReplayedSteps(AbstractStepSizeController[IntScalarLike, RealScalarLike | N
 
     `diffeqsolve` must be given the `t0` and `t1` of the recorded solve and `dt0=None`.
 
+    ```python
+    controller = ReplayedSteps(record)
+    diffrax.diffeqsolve(terms, solver, t0, t1, None, y0, stepsize_controller=controller)
+    ```
+
     **Raises:** `ValueError` if `dt0` is not `None`; an error at run time if `t0` or
     `t1` is not where the record starts or ends.
     """

@@ -33,6 +33,11 @@ class Encoding(eqx.Module):
     - `y`: the solution.
     - `copy`: what the solver carries besides: the second copy of the solution, or of the
         vector field. `None` for a solver that carries nothing.
+
+    ```python
+    encoding = encode(terms, ALF(), 0.0, 1.0, 0.05, y0, args)
+    numpy.savez("encoding.npz", y=encoding.y, copy=encoding.copy)
+    ```
     """
 
     y: PyTree
@@ -140,6 +145,11 @@ def decode(
     of the vector field, like [`diffrax_reversible.ALF`][], add to it by how much the
     vector field changes at the end, `f(t1, y, new_args) - f(t1, y, args)`, and pass
     `reversal_rtol=math.inf`, since what is then found is not what was started from.
+
+    ```python
+    encoding = encode(terms, ALF(), 0.0, 1.0, 0.05, y0, args)
+    edited = decode(terms, ALF(), 0.0, 1.0, 0.05, encoding, new_args)
+    ```
 
     **Arguments:** as `encode`, and
 

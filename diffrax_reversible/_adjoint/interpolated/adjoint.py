@@ -58,6 +58,12 @@ class InterpolatedAdjoint(AbstractAdjoint):
     (`ReversibleAdjoint()`, [`diffrax.RecursiveCheckpointAdjoint`][]), or for a solution
     that is not smooth.
 
+    ```python
+    diffrax.diffeqsolve(
+        ..., solver=diffrax.Tsit5(), adjoint=InterpolatedAdjoint(16)
+    )
+    ```
+
     **Error.** That of the interpolation falls with the number of nodes like
     `rho**-nodes`, with a `rho > 1` that is the larger the shorter and smoother the
     solution is in each interval, until the error of what is interpolated is left: that

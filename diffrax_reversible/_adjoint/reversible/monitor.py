@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 class ReversalReport(eqx.Module):
     """How well `ReversibleAdjoint` has undone a solve, for
-    `ReversibleAdjoint(monitor=...)`. All of it are NumPy arrays of the shape of the batch:
-    that of the axes of every `jax.vmap` that the gradient is part of, `()` if of none.
+    `ReversibleAdjoint(monitor=...)`. Its fields are NumPy arrays of the shape of the batch:
+    the axes of every `jax.vmap` that the gradient is part of, and `()` without one.
 
     - `loss`: the largest relative difference between the states that were found on the
         way back and those that should have been found; `inf` if nothing of the solution
@@ -55,10 +55,11 @@ def watch(monitor: Monitor | None, x: Array, **values) -> Array:
         arrays = np.broadcast_arrays(*map(np.asarray, values.values()))
         # Broadcast arrays are not to be written to.
         monitor(ReversalReport(**dict(zip(values, map(np.array, arrays)))))
-        return np.zeros(arrays[0].shape, x.dtype)
+        return np.zeros(arrays[0].shape, np.int32)
 
-    # In one call for a whole batch, which a `jax.debug.callback` is not.
-    zero = jax.pure_callback(
-        report, jax.ShapeDtypeStruct((), x.dtype), values, vmap_method="expand_dims"
-    )
-    return x + zero
+    # In one call for a whole batch, which a `jax.debug.callback` is not. What it returns
+    # is no float64, which it cannot be under `with jax.enable_x64(True)`: that is a
+    # matter of one thread, and this is called in another.
+    struct = jax.ShapeDtypeStruct((), np.int32)
+    zero = jax.pure_callback(report, struct, values, vmap_method="expand_dims")
+    return x + zero.astype(x.dtype)

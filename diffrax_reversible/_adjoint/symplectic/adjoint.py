@@ -26,9 +26,9 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
 
     Use it where the state is small and the vector field is a large network, and
     wherever a reversal would lose the solution: nothing is undone here, so that
-    contraction, however strong and long, does no harm. With any solver of
-    diffrax of this kind it is the adjoint to recommend then; with implicit solvers, for
-    stiff problems, it is the only exact one of this package. Where the state is large
+    contraction, however strong and long, does no harm. It is the one to take with a
+    Runge-Kutta solver of diffrax then; and with implicit solvers, for stiff problems, it
+    is the only exact one of this package. Where the state is large
     itself, and steps are many, [`diffrax_reversible.ReversibleAdjoint`][] needs no
     memory for them; or pass `checkpoints`.
 
@@ -36,6 +36,12 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     steps, events, jumps of the vector field, derivatives in `t0`, `t1` and
     `SaveAt(ts=...)`, `t1 < t0`, SDEs driven by a [`diffrax.VirtualBrownianTree`][] (Itô
     or Stratonovich, as the solver has it), CDEs, `throw=False`.
+
+    ```python
+    diffrax.diffeqsolve(
+        ..., solver=diffrax.Tsit5(), adjoint=SymplecticAdjoint()
+    )
+    ```
 
     **Method.** For the step
 

@@ -114,6 +114,11 @@ class AbstractALFComposition(AbstractUpdateSolver):
     The solver state is a `RestartState`, of which $v$ is the `copy`. Solves along a
     Brownian motion, and those with `grid`, never restart; their solver state is $v$.
 
+    ```python
+    grid = ReversibleALF4.propose_grid(10.0)  # solution and vector field are below 10
+    solver = ReversibleALF4(grid=grid)
+    ```
+
     ??? cite "Reference"
 
         ```bibtex
@@ -275,8 +280,8 @@ options = r"""
     $h |v - f| \cdot (|e| / |z|)^{1 / p} > \text{restart} \cdot |e|$ starts with a
     restart, with $e$ the error estimate and $p$ its order. `None`: never; then
     [`diffrax_reversible.ReversibleAdjoint`][] raises if the solution came to be wrong.
-    As long as $|v - f|$ has not grown threefold since the last restart, four times as
-    much is allowed, since its estimate is not zero where there is none. The default was
+    The estimate of $|v - f|$ is not zero where there is no difference; so four times as
+    much is allowed, until it has grown threefold since the last restart. The default was
     chosen on eight problems: the number of steps stays within 1.05 times that of a
     restart after every step, and the number of restarts nearly independent of the
     tolerance. With `ReversibleALF4` and tolerances 1e-3, 1e-6 and 1e-9 there were 59, 51

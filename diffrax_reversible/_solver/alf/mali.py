@@ -54,6 +54,12 @@ class ALF(AbstractUpdateSolver):
     a solver state that does not alternate, or [`diffrax_reversible.ReversibleALF4`][],
     which is far more efficient.
 
+    ```python
+    solution = diffrax.diffeqsolve(
+        terms, ALF(), 0.0, 1.0, 0.05, y0, args, adjoint=ReversibleAdjoint()
+    )
+    ```
+
     - Order: 2 with `eta=1`. **Damping, `eta` below 1, costs the order**: it is 1 then.
         It also costs digits of the reversal, for every step divides by $1 - 2 \eta$:
         after $n$ steps rounding errors have grown by up to $|1 - 2 \eta|^{-n}$. Where

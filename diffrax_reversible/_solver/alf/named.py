@@ -24,6 +24,12 @@ class ReversibleALF2(AbstractALFComposition, AbstractStratonovichSolver):
     costs least. For a small error use [`diffrax_reversible.ReversibleALF4`][], which
     needs many times fewer evaluations for an error of 1e-7.
 
+    ```python
+    diffrax.diffeqsolve(
+        terms, ReversibleALF2(), 0.0, 1.0, 0.1, y0, args, adjoint=ReversibleAdjoint()
+    )
+    ```
+
     - Order: 2; the error estimate is of order 2 in the step. When used to solve SDEs, it
         converges to the Stratonovich solution.
     - Cost: 2 evaluations of the vector field per step, forwards and in reverse.
@@ -51,6 +57,12 @@ class ReversibleALF4(AbstractALFComposition):
     The solver to start with. All its stages lie inside the step. For an error below
     about 1e-7 use [`diffrax_reversible.ReversibleALF6`][].
 
+    ```python
+    controller = diffrax.PIDController(rtol=1e-6, atol=1e-6)
+    options = dict(stepsize_controller=controller, adjoint=ReversibleAdjoint())
+    diffrax.diffeqsolve(terms, ReversibleALF4(), 0.0, 1.0, None, y0, args, **options)
+    ```
+
     - Order: 4; the error estimate is of order 4 in the step. The solver state, a second
         copy of the vector field, is of order 4 where the steps vary smoothly and of
         order 3 where they do not.
@@ -70,6 +82,12 @@ class ReversibleALF6(AbstractALFComposition):
     For errors from about 1e-6 to 1e-10 on smooth problems, where it needs about as many
     evaluations as `diffrax.Tsit5`. Its steps are long: for low accuracy and rough
     vector fields use [`diffrax_reversible.ReversibleALF4`][].
+
+    ```python
+    controller = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+    options = dict(stepsize_controller=controller, adjoint=ReversibleAdjoint())
+    diffrax.diffeqsolve(terms, ReversibleALF6(), 0.0, 1.0, None, y0, args, **options)
+    ```
 
     - Order: 6; the error estimate is of order 6 in the step.
     - Cost: 20 evaluations of the vector field per step, forwards and in reverse.
@@ -106,6 +124,12 @@ class ReversibleALF8(AbstractALFComposition):
     For errors below about 1e-10 on smooth problems, in float64. Otherwise use
     [`diffrax_reversible.ReversibleALF6`][].
 
+    ```python
+    controller = diffrax.PIDController(rtol=1e-12, atol=1e-12)
+    options = dict(stepsize_controller=controller, adjoint=ReversibleAdjoint())
+    diffrax.diffeqsolve(terms, ReversibleALF8(), 0.0, 1.0, None, y0, args, **options)
+    ```
+
     - Order: 8; the error estimate is of order 8 in the step.
     - Cost: 42 evaluations of the vector field per step, forwards and in reverse.
     - Memory: two copies of the state, and six more where there is dense output.
@@ -140,6 +164,12 @@ class ReversibleYoshida4(AbstractALFComposition):
     To compare with the literature. [`diffrax_reversible.ReversibleALF4`][] needs about
     four times fewer evaluations for the same error.
 
+    ```python
+    diffrax.diffeqsolve(
+        terms, ReversibleYoshida4(), 0.0, 1.0, 0.1, y0, args, adjoint=ReversibleAdjoint()
+    )
+    ```
+
     - Order: 4; the error estimate is of order 4 in the step.
     - Cost: 6 evaluations of the vector field per step, forwards and in reverse. Some are
         outside of the step, by 1.4% of its length.
@@ -171,6 +201,13 @@ class ReversibleYoshida6(AbstractALFComposition):
     To compare with the literature. [`diffrax_reversible.ReversibleALF6`][] needs two to
     four times fewer evaluations for the same error.
 
+    ```python
+    controller = diffrax.ClipStepSizeController(
+        diffrax.PIDController(rtol=1e-8, atol=1e-8), step_ts=ts
+    )
+    diffrax.diffeqsolve(..., solver=ReversibleYoshida6(), stepsize_controller=controller)
+    ```
+
     - Order: 6; the error estimate is of order 6 in the step.
     - Cost: 14 evaluations of the vector field per step, forwards and in reverse.
     - Memory: two copies of the state.
@@ -189,6 +226,12 @@ class ReversibleYoshida8(AbstractALFComposition):
 
     For steps that are given only: it has no error estimate. For adaptive steps use
     [`diffrax_reversible.ReversibleALF8`][].
+
+    ```python
+    controller = diffrax.StepTo(ts)
+    options = dict(stepsize_controller=controller, adjoint=ReversibleAdjoint())
+    diffrax.diffeqsolve(terms, ReversibleYoshida8(), ts[0], ts[-1], None, y0, **options)
+    ```
 
     - Order: 8; no error estimate.
     - Cost: 34 evaluations of the vector field per step, forwards and in reverse.

@@ -14,6 +14,12 @@ class ALFComposition(AbstractALFComposition):
 
     Use it for a composition that is not among the named ones.
 
+    ```python
+    a = 1 / (2 - 2 ** (1 / 3))  # Yoshida's triple jump
+    b = 1 - 2 * a
+    solver = ALFComposition([a / 2, a / 2, b / 2, b / 2, a / 2, a / 2], order=4)
+    ```
+
     - Order: the one that you say, if the fractions have it, which is checked. It is that
         of the solution. With an odd number of fractions the solver state has order 2
         only, unless a further condition holds, as it does for

@@ -115,6 +115,12 @@ class Reversible(AbstractUpdateSolver, AbstractStratonovichSolver):
     [`diffrax_reversible.ReversibleALF4`][] costs less per step than `Reversible(Tsit5())`
     does.
 
+    ```python
+    diffrax.diffeqsolve(
+        ..., solver=Reversible(diffrax.Tsit5()), adjoint=ReversibleAdjoint()
+    )
+    ```
+
     Where the flow contracts, $y - z$ grows, and the error estimate does not see it. So
     the solver restarts before it matters: $z = y$ anew, at the start of a step, which
     costs no evaluation. A base solver without an error estimate, like

@@ -103,6 +103,12 @@ class EES25(AbstractEES):
     gradient with three digits will do. Do not use it where the gradient must be exact,
     with large steps, or for long solves of problems that contract.
 
+    ```python
+    diffrax.diffeqsolve(
+        terms, EES25(), 0.0, 1.0, 0.01, y0, args, adjoint=ReversibleAdjoint()
+    )
+    ```
+
     - Order: 2; the error estimate is of order 3 in the step. When used to solve SDEs, it
         converges to the Stratonovich solution.
     - Cost: 3 evaluations of the vector field per step, 6 in the reverse sweep (a step
@@ -149,6 +155,12 @@ class EES27(AbstractEES):
     sweep follows the solve with an error of order `h^7`, and so does the gradient; the
     solution itself has one of order `h^2`. Use it as [`diffrax_reversible.EES25`][],
     which costs one evaluation less, where the gradient needs more digits.
+
+    ```python
+    diffrax.diffeqsolve(
+        terms, EES27(), 0.0, 1.0, 0.01, y0, args, adjoint=ReversibleAdjoint()
+    )
+    ```
 
     - Order: 2; the error estimate is of order 3 in the step. When used to solve SDEs, it
         converges to the Stratonovich solution.

@@ -51,6 +51,12 @@ class SymplecticComposition4(AbstractSymplecticComposition):
     [`diffrax_reversible.StormerVerlet`][] gives. Some of its moves go backwards, so it
     is not for stochastic differential equations.
 
+    ```python
+    terms = diffrax.ODETerm(velocity), diffrax.ODETerm(force)
+    options = dict(adjoint=ReversibleAdjoint())
+    diffrax.diffeqsolve(terms, SymplecticComposition4(), 0.0, 9.0, 0.1, (q, p), **options)
+    ```
+
     **Cost** per step: 7 evaluations of `f` and 6 of `g`; again in the reverse sweep, with
     one vector-Jacobian product each.
 
@@ -67,6 +73,12 @@ class SymplecticComposition6(AbstractSymplecticComposition):
     [`diffrax_reversible.SymplecticComposition4`][]. Some of its moves go backwards, so it
     is not for stochastic differential equations.
 
+    ```python
+    terms = diffrax.ODETerm(velocity), diffrax.ODETerm(force)
+    options = dict(adjoint=ReversibleAdjoint())
+    diffrax.diffeqsolve(terms, SymplecticComposition6(), 0.0, 9.0, 0.2, (q, p), **options)
+    ```
+
     **Cost** per step: 11 evaluations of `f` and 10 of `g`; again in the reverse sweep,
     with one vector-Jacobian product each.
 
@@ -82,6 +94,12 @@ class SymplecticComposition8(AbstractSymplecticComposition):
     For energy errors that must be tiny, in float64; otherwise use
     [`diffrax_reversible.SymplecticComposition4`][] or its relative of order 6. Some of
     its moves go backwards, so it is not for stochastic differential equations.
+
+    ```python
+    terms = diffrax.ODETerm(velocity), diffrax.ODETerm(force)
+    options = dict(adjoint=ReversibleAdjoint())
+    diffrax.diffeqsolve(terms, SymplecticComposition8(), 0.0, 9.0, 0.3, (q, p), **options)
+    ```
 
     **Cost** per step: 18 evaluations of `f` and 17 of `g`; again in the reverse sweep,
     with one vector-Jacobian product each.

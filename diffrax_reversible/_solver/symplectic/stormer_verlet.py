@@ -21,6 +21,12 @@ class StormerVerlet(AbstractSymplecticComposition):
     accuracy see [`diffrax_reversible.SymplecticComposition4`][]. Do not use it where the
     steps must adapt: it has no error estimate.
 
+    ```python
+    terms = diffrax.ODETerm(velocity), diffrax.ODETerm(force)
+    options = dict(adjoint=ReversibleAdjoint())
+    diffrax.diffeqsolve(terms, StormerVerlet(), 0.0, 100.0, 0.01, (q, p), args, **options)
+    ```
+
     `SaveAt(ts=...)` and dense output are linear between the steps, of second order. Let
     the steps land on the times, with `StepTo` or `SaveAt(steps=...)`, where that is not
     enough.

@@ -25,6 +25,11 @@ class RestartRecord(eqx.Module):
         `capacity`, of which the first `count` rows are filled.
     - `ages`: for each of them, that of the `RestartState`.
     - `count`: how many restarts there were; more than `capacity` if there was no room.
+
+    ```python
+    record = solution.solver_state.record  # with `SaveAt(solver_state=True)`
+    first = jax.tree.map(lambda x: x[: record.count], record.y)
+    ```
     """
 
     y: PyTree
@@ -87,6 +92,11 @@ class RestartState(eqx.Module):
         solve or by a restart.
     - `record`: a `RestartRecord` if the solver is a
         [`diffrax_reversible.RecordedRestarts`][].
+
+    ```python
+    def init(self, terms, t0, t1, y0, args):
+        return RestartState.fresh(y0, y0, self.ratio)
+    ```
     """
 
     copy: PyTree

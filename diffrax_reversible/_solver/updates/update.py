@@ -14,7 +14,13 @@ from ..._types import Args, DenseInfo, RealScalarLike, Y
 
 class State(eqx.Module):
     """What the updates of a step change: `y` and `solver_state`, as in
-    [`diffrax.AbstractSolver.step`][]."""
+    [`diffrax.AbstractSolver.step`][].
+
+    ```python
+    y, z = lambda s: s.y, lambda s: s.solver_state  # functions of a `State`
+    Add(to=y, at=z, t=t0, control=terms.contr(t0, t1))
+    ```
+    """
 
     y: PyTree
     solver_state: PyTree
@@ -36,6 +42,12 @@ class AbstractUpdate(eqx.Module):
     control, weights. They are differentiated.
 
     Most methods are made of [`diffrax_reversible.Add`][] alone.
+
+    ```python
+    class Scale(AbstractUpdate):  # y *= factor
+        factor: Array
+        ...
+    ```
 
     **Cost** of the reverse sweep: one evaluation and one vector-Jacobian product. One
     more evaluation if `write` is not affine in `k`.
@@ -100,13 +112,20 @@ class Add(AbstractUpdate):
 
 class Repeat(eqx.Module):
     """The same updates again and again, with other coefficients: a loop over the leading
-    axis that all arrays in `updates` have. The vector field is compiled once."""
+    axis that all arrays in `updates` have. The vector field is compiled once.
+
+    ```python
+    weights = jnp.array([0.25, 0.5, 0.25])
+    ts = t0 + jnp.cumsum(weights) * (t1 - t0)
+    Repeat([Add(to=y, at=z, t=ts, control=weights * (t1 - t0))])
+    ```
+    """
 
     updates: Sequence[AbstractUpdate]
 
 
 def linear(state0: State, state1: State, sums: PyTree) -> DenseInfo:
-    """The `dense_info` of [`diffrax.LocalLinearInterpolation`][]."""
+    """The `dense_info` of `diffrax.LocalLinearInterpolation`."""
     del sums
     return dict(y0=state0.y, y1=state1.y)
 
@@ -130,15 +149,15 @@ class Restart(NamedTuple):
     - `difference`: the effect that the difference of the two copies of the solution has
         on the solution in one step, as a function of the state at the end of the step,
         of the sums, and of the memory of the step before. It should cost no evaluation.
-    - `ratio`: a restart is due where the difference, times `e^(1 / order)`, exceeds the
-        error estimate so many times, with `e` the error estimate relative to the
-        solution. For in a step the difference changes what is smooth by about `h a` of
-        itself, if the vector field has the Lipschitz constant `a`, and that is what the
-        factor is, too. `None`: never.
+    - `ratio`: a restart is due where the difference, multiplied by `e^(1 / order)`, is
+        more than `ratio` times the error estimate. Here `e` is the error estimate relative
+        to the solution. Its root is about `h a`, with the Lipschitz constant `a` of the
+        vector field; and by that part of itself the difference changes the smooth part of
+        the solution in one step. `None`: never.
     - `order`: that of the error estimate. `None`: without that factor.
-    - `has_floor`: whether the difference is estimated, and the estimate is not zero where
-        there is none: four times as much is then allowed as long as it has not grown
-        threefold since the last restart.
+    - `has_floor`: whether the difference is an estimate that is not zero where there is no
+        difference. Then four times as much is allowed, until it has grown threefold since
+        the last restart.
     - `memory`: makes the memory of the sums. Defaults to none.
     """
 
@@ -156,7 +175,13 @@ class Step(NamedTuple):
     - `error`: makes the error estimate of the sums of what the updates have contributed.
         `None`: no estimate.
     - `dense_info`: makes the dense output, as a function of the states at both ends and
-        of the sums. Defaults to that of [`diffrax.LocalLinearInterpolation`][].
+        of the sums. Defaults to that of `diffrax.LocalLinearInterpolation`.
+
+    ```python
+    def updates(self, terms, t0, t1, made_jump):
+        y, z, dX = lambda s: s.y, lambda s: s.solver_state, terms.contr(t0, t1)
+        return Step([Add(to=y, at=z, t=t0, control=dX), Add(to=z, at=y, t=t1, control=dX)])
+    ```
     """
 
     updates: Sequence[AbstractUpdate | Repeat]

@@ -12,8 +12,10 @@ from diffrax_reversible import (
     ReversibleALF2,
     ReversibleALF4,
 )
+from diffrax_reversible._compat import enable_x64
 
 from ...helpers import jit
+from ...user import as_a_user
 
 
 def _loss(y0, t1, monitor, solver=ReversibleALF4(restart=None), **options):
@@ -50,6 +52,17 @@ def test_figures(t1):
 
     jit(lambda *x: _loss(*x, reports.append))(y0, t1)
     assert len(reports) == 1
+
+
+def test_float64_for_a_while():
+    """As far as one thread is concerned. Callbacks are run in others."""
+    reports = []
+    with as_a_user(), enable_x64(True):
+        y0, t1 = jnp.ones(2), jnp.array(2.5)
+        gradient = jit(jax.grad(lambda *x: _loss(*x, reports.append)))(y0, t1)
+    assert gradient.dtype == jnp.float64
+    (report,) = reports
+    assert 0 < report.loss < report.rtol < 2e-9
 
 
 def test_restarts():

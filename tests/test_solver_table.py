@@ -2,12 +2,12 @@ import inspect
 
 import diffrax_reversible
 
-from .readme_table import README, SOLVERS, with_table
+from .solver_table import PAGE, SOLVERS, with_table
 
 
-def test_readme_is_up_to_date():
-    text = README.read_text()
-    assert with_table(text) == text, "run `python -m tests.readme_table`"
+def test_page_is_up_to_date():
+    text = PAGE.read_text()
+    assert with_table(text) == text, "run `python -m tests.solver_table`"
 
 
 def test_no_composition_is_missing():

@@ -1,5 +1,5 @@
-"""README's table of solvers, made from the classes. Run it to bring README up to date:
-`python -m tests.readme_table`."""
+"""The documentation's table of solvers, made from the classes. Run it to bring the page
+up to date: `python -m tests.solver_table`."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ from diffrax_reversible import (
 from .measure import Counter
 
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "which_solver.md"
 SOLVERS = (
     ReversibleALF4,
     ReversibleALF6,
@@ -100,4 +100,4 @@ def with_table(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    PAGE.write_text(with_table(PAGE.read_text()))
