@@ -104,7 +104,7 @@ class AbstractALFComposition(AbstractUpdateSolver):
     it is wrong, with any solver. In diffrax's example of a neural CDE (100 knots,
     `rtol=1e-3, atol=1e-6`) `ReversibleALF4` makes 110 steps on the knots, with an error
     of 2e-4, and 257 with one of 3e-2 without; [`diffrax.Tsit5`][] 101 with 7e-6, and 47
-    with 0.15. Neither restarts nor a smaller error estimate change that.
+    with 0.15. Restarts do not change that.
 
     The difference $v - f$ changes its sign with each stage, and where the flow contracts
     like $e^{-a t}$ it grows like $e^{a t}$. Before it can shorten the steps, or spoil the
