@@ -116,7 +116,7 @@ def test_robertson():
 
 
 def test_robertson_in_cells():
-    """From about 60 states on the memory is that of states and matrices."""
+    """From about 70 states on the memory is that of states and matrices."""
     ours = {"default": SymplecticAdjoint()}
     time, memory = _compare("Robertson", _robertson(32), ours, 3)["default"]
     assert time < 0.7
