@@ -7,11 +7,13 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from diffrax import NoProgressMeter, SaveAt
 from jaxtyping import PyTree
 
 from .._autodiff.sweep import Inputs
 from .._compat import while_loop, WrapTerm
 from .._controller import RecordedSteps
+from .._types import BoolScalarLike
 from .closures import subsaveats_of
 from .state import (
     controller_state,
@@ -19,6 +21,7 @@ from .state import (
     is_none,
     moved,
     moving,
+    resumable,
     Span,
     with_differentiated,
 )
@@ -148,12 +151,69 @@ def run(
         found.append(final)
         return final[0]
 
-    # What diffrax does after its loop is done outside, and is dropped here.
+    _call(loop, problem, saveat, init_state, outer_while_loop, options)
+    return jtu.tree_map(jnp.asarray, found[0])
+
+
+def run_again(
+    loop: Callable,
+    problem: Problem,
+    start: Any,
+    memory: Any,
+    keep: Callable[[Any, Any, Any], Any],
+    go_on: Callable[[Any], BoolScalarLike],
+) -> Any:
+    """The memory of what was kept on the way of a part of the loop. Nothing is saved.
+
+    - `start`: the state at the start of it, as `resumable` makes it.
+    - `keep`: as for `run`.
+    - `go_on`: whether to make another step from a state.
+    """
+    _, solver_state, *_ = differentiated(problem.state)
+    found = []
+
+    def outer_while_loop(cond_fun, body_fun, _, *, max_steps, buffers):
+        del max_steps, buffers
+
+        def body(carry):
+            state, memory = carry
+            new = body_fun(state)
+            return new, keep(memory, state, new)
+
+        _, memory_at_end = while_loop(
+            lambda carry: cond_fun(carry[0]) & go_on(carry[0]),
+            body,
+            jtu.tree_map(jnp.asarray, (start, memory)),
+            max_steps=None,
+            buffers=lambda carry: carry[1].buffers,
+            kind="lax",
+        )
+        found.append(memory_at_end)
+        # Whether it has failed is known already.
+        return init_state
+
+    init_state = resumable(problem.state, solver_state)
+    options = problem.options | dict(event=None, progress_meter=NoProgressMeter())
+    _call(loop, problem, SaveAt(subs=[]), init_state, outer_while_loop, options)
+    return found[0]
+
+
+def _call(
+    loop: Callable,
+    problem: Problem,
+    saveat: SaveAt,
+    init_state: Any,
+    outer_while_loop: Callable,
+    options: dict[str, Any],
+) -> None:
+    """Calls diffrax's loop for what it hands to `outer_while_loop`: what it does
+    afterwards is done outside, and is dropped here."""
+    parameters, span = problem.parameters, problem.parameters.span
     loop(
         args=parameters.args,
         terms=parameters.terms,
         solver=parameters.solver,
-        stepsize_controller=controller,
+        stepsize_controller=problem.stepsize_controller,
         saveat=saveat,
         init_state=init_state,
         inner_while_loop=ft.partial(while_loop, kind="lax"),
@@ -163,4 +223,3 @@ def run(
         dt0=span.dt0,
         **options,
     )
-    return jtu.tree_map(jnp.asarray, found[0])

@@ -166,6 +166,26 @@ def may_jump(controller, solver, terms, args, state) -> bool:
     return jumps or state.made_jump is not False
 
 
+def resumable(state, solver_state: PyTree):
+    """What of a state it takes to go on from it, where nothing is saved."""
+    nothing = dict.fromkeys(
+        (
+            "dense_ts",
+            "dense_infos",
+            "dense_save_index",
+            "progress_meter_state",
+            "event_tprev",
+            "event_tnext",
+            "event_dense_info",
+            "event_values",
+            "event_mask",
+        )
+    )
+    return dataclasses.replace(
+        state, save_state=[], solver_state=solver_state, **nothing
+    )
+
+
 def moving(controller, state, span: Span):
     """The initial state, differentiable in the span of the solve."""
     if not isinstance(controller, ConstantStepSize):

@@ -63,7 +63,7 @@ class Steps(eqx.Module):
         not traced, if it never does."""
         if self.record is not None:
             jumps = self.record.made_jump
-            return False if jumps is None else jumps[index]
+            return False if jumps is None else jumps[self.record.row_of(index)]
         later = None
         if isinstance(self.controller, ReplayedSteps):
             later = self.controller.record.made_jump

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from .._compat import ω
 from .._solver.runge_kutta.tableau import full_tableau_of
 from .._solver.updates.repeat import is_small
-from .._tree import add, combine, outer, where
+from .._tree import add, combine, outer, scale, where
 from .._types import BoolScalarLike, Y
 from .base import AbstractReversal
 from .stages import at_most_once, evaluate_stage, no_stages, StageResiduals, Stages
@@ -78,13 +78,15 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
         """All stages but the last, which no other stage is a function of."""
         if self.stages is not None:
             return self.stages
+        if self._unrolls(step):
+            return self._recompute_each(step)
         a = jnp.asarray(full_tableau_of(self.kind).a)
         f0 = None
         if self._has_cache:
             _, f0 = self.solver_state
 
         def stage(i, stages):
-            point = (self.y0**ω + combine(a[i], stages.k) ** ω).ω
+            point = self._point(i, stages.k)
             k, f = self._evaluate(step, i, point, step.parameters)
             if self._has_cache:
                 f = where(i == 0, f, stages.f0)
@@ -99,7 +101,30 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
         number = max(last, 1) if self._has_cache else last
         if number == 0:
             return stages
-        return lax.fori_loop(0, number, stage, stages, unroll=self._unrolls(step))
+        return lax.fori_loop(0, number, stage, stages)
+
+    def _recompute_each(self, step) -> Stages:
+        """The same without a loop: every stage is an array of its own, and only what is
+        not zero is added up."""
+        f0, last = None, len(full_tableau_of(self.kind).b) - 1
+        if self._has_cache:
+            _, f0 = self.solver_state
+        cached, each = f0, []
+        for i in range(max(last, 1) if self._has_cache else last):
+            k, f = self._evaluate(step, i, self._point(i, each), step.parameters)
+            if i == 0 and self.cached is not None:
+                known = (_product(step, cached, step.parameters), cached)
+                k, f = where(self.cached, known, (k, f))
+            f0 = f if i == 0 and self._has_cache else f0
+            each.append(k)
+        return Stages(each, f0)
+
+    def _point(self, i, k) -> Y:
+        """Where stage `i` is evaluated. `k`: a list of stages, or these along an axis."""
+        a = full_tableau_of(self.kind).a
+        if not isinstance(k, list):
+            return (self.y0**ω + combine(jnp.asarray(a)[i], k) ** ω).ω
+        return add(self.y0, *[scale(x, k) for x, k in zip(a[i], k) if x != 0])
 
     def _unrolls(self, step) -> bool:
         """Whether loops over stages are unrolled."""
@@ -110,22 +135,30 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
         del end
         tableau, parameters = full_tableau_of(self.kind), step.parameters
         a, last = jnp.asarray(tableau.a), len(tableau.b) - 1
-        stages = self._recompute(step)
+        stages, unrolls = self._recompute(step), self._unrolls(step)
+        at = lambda xs, i: jtu.tree_map(lambda x: x[i], xs)
         dense = cotangent.dense_info or {}
         cotangent_y1 = add(cotangent.y, dense.get("y1"))
         cotangent_y0 = add(cotangent_y1, dense.get("y0"))
         cotangent_k = add(outer(tableau.b, cotangent_y1), dense.get("k"))
+        each = ft.partial(_each, len(tableau.b))
+        if unrolls:
+            cotangent_k = [
+                add(scale(b, cotangent_y1), k)
+                for b, k in zip(tableau.b, each(dense.get("k")))
+            ]
+            if stages is not None and not isinstance(stages.k, list):
+                stages = Stages(each(stages.k), stages.f0)
         cotangent_f1: Any = None
         if self._has_cache:
             _, cotangent_f1 = cotangent.solver_state
-        at = lambda xs, i: jtu.tree_map(lambda x: x[i], xs)
         first = 1 if self._has_cache else 0
 
         def evaluate_and_pull_back(i, cotangents, total):
             point = self.y0
             # With residuals it is the first stage.
             if self.residuals is None:
-                point = (self.y0**ω + combine(a[i], stages.k) ** ω).ω
+                point = self._point(i, stages.k)
             return batch.vjp(
                 lambda point, parameters: self._evaluate(step, i, point, parameters),
                 *(point, parameters, cotangents, total),
@@ -141,24 +174,32 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
 
         def stage(pull_back, loop, i):
             cotangent_k, cotangent_y0, total = loop
-            cotangent = at(cotangent_k, i)
-            if self._has_cache:
+            cotangent = cotangent_k[i] if unrolls else at(cotangent_k, i)
+            cotangent_f = where(i == last, cotangent_f1, 0)
+            if unrolls and i != last:
+                cotangent_f = jtu.tree_map(lambda _: None, cotangent_f1)
+            if self._has_cache and not (unrolls and i > 0):
                 # The first stage, if it has been evaluated in the step before.
                 cotangent = where((i > 0) | self.evaluates_first, cotangent, 0)
-            cotangents = (cotangent, where(i == last, cotangent_f1, 0))
+            cotangents = (cotangent, cotangent_f)
             _, cotangent_point, total = pull_back(i, cotangents, total)
-            cotangent_k = add(cotangent_k, outer(a[i], cotangent_point))
+            if unrolls:
+                cotangent_k = [
+                    add(x, scale(w, cotangent_point)) if w != 0 else x
+                    for w, x in zip(tableau.a[i], cotangent_k)
+                ]
+            else:
+                cotangent_k = add(cotangent_k, outer(a[i], cotangent_point))
             return (cotangent_k, add(cotangent_y0, cotangent_point), total), None
 
         loop = (cotangent_k, cotangent_y0, total)
         later = ft.partial(stage, pull_back)
-        loop, _ = lax.scan(
-            later,
-            loop,
-            np.arange(first, last + 1),
-            reverse=True,
-            unroll=self._unrolls(step) or 1,
-        )
+        if unrolls:
+            for i in reversed(range(first, last + 1)):
+                loop, _ = later(loop, i)
+        else:
+            numbers = np.arange(first, last + 1)
+            loop, _ = lax.scan(later, loop, numbers, reverse=True)
         if self._has_cache:
             at_start = ft.partial(stage, evaluate_and_pull_back)
             loop = at_most_once(
@@ -172,13 +213,18 @@ class ExplicitRungeKuttaReversal(AbstractReversal):
                 lambda f0, parameters: _product(step, f0, parameters),
                 stages.f0,
                 parameters,
-                where(~evaluates, at(cotangent_k, 0), 0),
+                where(~evaluates, cotangent_k[0] if unrolls else at(cotangent_k, 0), 0),
                 total,
             )
             none, _ = cotangent_solver_state
             cotangent_solver_state = (none, cotangent_f0)
         carry = (self.y0, self.solver_state)
         return carry, cotangent_y0, cotangent_solver_state, total
+
+
+def _each(number: int, xs: PyTree) -> list:
+    """The entries along the leading axis of `xs`, which may be `None`."""
+    return [jtu.tree_map(lambda x: x[i], xs) for i in range(number)]
 
 
 def _product(step, f0, parameters):

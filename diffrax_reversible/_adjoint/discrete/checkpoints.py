@@ -121,6 +121,54 @@ class Checkpoints(eqx.Module):
         return found & self.is_restart[slot]
 
 
+class SpacedStates(eqx.Module):
+    """Something of every `stride`-th step: of all steps, as long as there is a slot for
+    each; and then of every second one, every fourth one, and so on, so that between half
+    and all of the slots are in use.
+
+    Number `m * stride` is in a slot of its own for every `m` up to the number of slots,
+    since that is even and `stride` a power of two. So there is nothing to search for.
+
+    - `states`: with a leading axis of slots; perhaps with entries behind these, which
+        stay as all were at first.
+    """
+
+    states: PyTree[MaybeBuffer[Array]]
+    slots: int = eqx.field(static=True)
+
+    @property
+    def buffers(self) -> list:
+        return [self.states]
+
+    @staticmethod
+    def empty(slots: int, state: PyTree[Array], spare: int = 0) -> "SpacedStates":
+        return SpacedStates(_room(slots + spare, state), slots)
+
+    def keep(
+        self, number: IntScalarLike, state: PyTree[Array], accepted: BoolScalarLike
+    ) -> "SpacedStates":
+        """The same with that of step `number`, if it is one to keep."""
+        due = accepted & (number % self.stride(number) == 0)
+        slot = self.slot_of(number)
+        write = lambda x, xs: buffer_at_set(xs, slot, x, pred=cast(Any, due))
+        return SpacedStates(jtu.tree_map(write, state, self.states), self.slots)
+
+    def stride(self, number: IntScalarLike) -> Array:
+        """How far apart those are that are kept of so many steps."""
+        times = jnp.asarray(number) // (self.slots + 1)
+        digits = jnp.iinfo(times.dtype).bits - lax.clz(times)
+        return jnp.left_shift(jnp.ones_like(times), digits)
+
+    def slot_of(self, number: IntScalarLike) -> Array:
+        """Where that of step `number` is, if it is kept."""
+        return jnp.maximum(jnp.asarray(number) % (self.slots + 1) - 1, 0)
+
+    def find(self, number: IntScalarLike) -> PyTree[Array]:
+        """That of step `number`, if it is kept; else another."""
+        slot = self.slot_of(number)
+        return jtu.tree_map(lambda xs: xs[slot], self.states)
+
+
 class EveryState(eqx.Module):
     """One entry for every step.
 
@@ -132,6 +180,11 @@ class EveryState(eqx.Module):
     @property
     def buffers(self) -> list:
         return [self.entries]
+
+    @property
+    def number(self) -> int:
+        """How many there is room for."""
+        return jtu.tree_leaves(self.entries)[0].shape[0]
 
     @staticmethod
     def empty(capacity: int, entry: PyTree[Array]) -> "EveryState":

@@ -14,6 +14,8 @@ from ..._autodiff.batch import Batch
 from ..._autodiff.report import is_trusted, OnFailure
 from ..._autodiff.sweep import AbstractSweep, Inputs, Residuals
 from ..._call_site import CallSite
+from ..._compat import unvmap_max
+from ..._controller import RecordedSteps
 from ..._loop.problem import join, Parameters, Problem, run
 from ..._loop.record import TimeRecord
 from ..._loop.state import (
@@ -27,6 +29,7 @@ from ..._loop.state import (
     may_jump,
     next_step,
     num_accepted,
+    resumable,
     saved,
     times_of,
 )
@@ -36,42 +39,50 @@ from ..._tree import where
 from ..._types import BoolScalarLike, IntScalarLike
 from .measures import norm
 from .saves import Cursor, pull_back_inside, Saver
+from .times import Restarts, Times
 
 
 class Memory(eqx.Module):
     """What a solve keeps for its reverse sweep.
 
     - `record`: of its steps; `None` if the controller knows them.
+    - `restarts`: from where those of them can be made again that the record has no room
+        for; `None` if it has room for all.
     - `states`: what the adjoint method keeps of the states.
     """
 
     record: TimeRecord | None
+    restarts: Restarts | None
     states: Any
 
     @property
     def buffers(self) -> list:
-        nodes = [] if self.states is None else list(self.states.buffers)
-        if self.record is not None:
-            nodes += self.record.buffers
-        return nodes
+        parts = (self.record, self.restarts, self.states)
+        return [x for part in parts if part is not None for x in part.buffers]
 
 
 class Carry(eqx.Module):
     """What the reverse sweep carries, at the end of the next step to be undone.
 
+    - `number`: of the step, from 1, that is undone next: the same for all elements of a
+        batch. Those with fewer steps wait for it to come to their last one, so that what
+        is kept of every so many steps is looked up by all at once.
     - `remaining`: the number of steps that are left.
     - `end`: the solution and the solver state, as the reversal of the solver carries
         them.
     - `size`: of the cotangents of the solve.
+    - `times`: those of the next steps; `None` if all times are known.
     - `extra`: what else an adjoint method needs.
     """
 
+    number: IntScalarLike
     remaining: IntScalarLike
     cursors: list[Cursor]
     end: Any
     cotangent_y: PyTree
     cotangent_solver_state: PyTree
     size: Array
+    times: Times | None
     extra: PyTree
 
 
@@ -82,8 +93,8 @@ class Solved(eqx.Module):
     final: Any
     memory: Memory
 
-    @property
-    def steps(self) -> Steps:
+    def steps(self, times: Times | None) -> Steps:
+        """The steps; if `times`, then those which it knows."""
         _, _, starts_with_jump = next_step(self.problem.state)
         return Steps(
             self.problem.stepsize_controller,
@@ -91,8 +102,13 @@ class Solved(eqx.Module):
             num_accepted(self.final),
             end_time(self.final),
             starts_with_jump,
-            self.memory.record,
+            self.memory.record if times is None else times.record,
         )
+
+
+# How many times are kept by default, unless there can be very many steps: more than most
+# solves make, and fewer numbers than the states of small systems that diffrax keeps.
+default_room = 512
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +118,8 @@ class AbstractStepSweep(AbstractSweep):
     - `loop`: diffrax's own.
     - `static`: what of the problem is not an array.
     - `name`: of the adjoint method, for errors.
-    - `capacity`: how many steps there is room for; `None` if this is not known.
+    - `capacity`: how many adaptive steps to make room for, so that more are refused;
+        `None`: not for all of them, if they can be many.
     - `throw`: whether to raise where there is not enough room.
     - `call_site`: of the solve, for errors at run time.
     """
@@ -174,12 +191,23 @@ class AbstractStepSweep(AbstractSweep):
     def doubt(self, solved: Solved, carry: Carry) -> Array:
         """Zero, or NaN where the sweep is not to be trusted."""
 
+    def reach(self, problem: Problem) -> int:
+        """How many steps before the next one are looked up at most."""
+        del problem
+        return 3
+
+    def plain_solver_state(self, problem: Problem, state: Any) -> PyTree:
+        """The solver state of the user's solver, of a state of the loop."""
+        del problem
+        _, solver_state, *_ = differentiated(state)
+        return solver_state
+
     #
     # What they have in common.
     #
 
     def evaluate(self, inputs: Inputs) -> Any:
-        nothing = Memory(None, None)
+        nothing = Memory(None, None, None)
         final, _ = run(
             self.loop, join(inputs, self.static), nothing, lambda *_: nothing
         )
@@ -197,7 +225,8 @@ class AbstractStepSweep(AbstractSweep):
 
     def run_with_memory(self, problem: Problem) -> tuple[Any, Memory]:
         """The last state of the loop, and what was kept on the way."""
-        record, parameters = None, problem.parameters
+        record, restarts, parameters = None, None, problem.parameters
+        resume = lambda s: resumable(s, self.plain_solver_state(problem, s))
         if not knows_its_steps(problem.stepsize_controller):
             jumps = may_jump(
                 problem.stepsize_controller,
@@ -207,18 +236,24 @@ class AbstractStepSweep(AbstractSweep):
                 problem.state,
             )
             t0, _, _ = next_step(problem.state)
-            assert self.capacity is not None
-            record = TimeRecord.empty(self.capacity, t0, jumps)
+            room = self._room(problem)
+            forgets = not self._has_room_for_all(problem)
+            record = TimeRecord.empty(room, t0, jumps, forgets)
+            if forgets:
+                max_steps = problem.options["max_steps"]
+                restarts = Restarts.empty(room, max_steps, resume(problem.state))
 
         def keep(memory, before, after):
-            states = self.keep_states(memory.states, problem, before, after)
-            if memory.record is None:
-                return Memory(None, states)
+            record, restarts = memory.record, memory.restarts
             accepted = num_accepted(after) > num_accepted(before)
-            record = memory.record.keep(*next_step(before), accepted)
-            return Memory(record, states)
+            if record is not None:
+                record = record.keep(*next_step(before), accepted)
+            if restarts is not None:
+                restarts = restarts.keep(resume(after), accepted)
+            states = self.keep_states(memory.states, problem, before, after)
+            return Memory(record, restarts, states)
 
-        memory = Memory(record, self.init_states(problem))
+        memory = Memory(record, restarts, self.init_states(problem))
         return run(self.loop, problem, memory, keep)
 
     def _solved(self, residuals: Residuals) -> Solved:
@@ -227,7 +262,28 @@ class AbstractStepSweep(AbstractSweep):
 
     def _lacks_capacity(self, problem: Problem) -> bool:
         knows = knows_its_steps(problem.stepsize_controller)
-        return self.capacity is None and not knows
+        is_known = self.capacity is not None or problem.options["max_steps"] is not None
+        return not is_known and not knows
+
+    def _room(self, problem: Problem) -> int:
+        """For how many times there is room."""
+        if self.capacity is not None:
+            return self.capacity
+        max_steps = problem.options["max_steps"]
+        if isinstance(problem.stepsize_controller, RecordedSteps):
+            # Its state, which is as large, is not to be kept.
+            return max_steps
+        room = max(default_room, max_steps // 32, 2 * self.reach(problem))
+        return min(room, max_steps)
+
+    def _has_room_for_all(self, problem: Problem) -> bool:
+        """Whether there is a time for each step that is not refused."""
+        max_steps = problem.options["max_steps"]
+        return self.capacity is not None or self._room(problem) == max_steps
+
+    def steps(self, solved: Solved, carry: Carry) -> Steps:
+        """Those of the solve, where the sweep is now."""
+        return solved.steps(carry.times)
 
     def start(self, residuals: Residuals, cotangents: PyTree) -> Carry:
         if residuals.memory is None:
@@ -240,10 +296,21 @@ class AbstractStepSweep(AbstractSweep):
         end, extra = self.init_carry(solved)
         cotangent_y, cotangent_solver_state, *_ = differentiated(cotangents)
         cursors = [Cursor(*numbers) for numbers in saved(solved.final)]
-        remaining = num_accepted(solved.final)
-        size = norm(cotangents)
+        remaining, memory = num_accepted(solved.final), solved.memory
+        times = None
+        if memory.restarts is not None:
+            assert memory.record is not None
+            times = Times.at_end(memory.record)
         return Carry(
-            remaining, cursors, end, cotangent_y, cotangent_solver_state, size, extra
+            unvmap_max(remaining),
+            remaining,
+            cursors,
+            end,
+            cotangent_y,
+            cotangent_solver_state,
+            norm(cotangents),
+            times,
+            extra,
         )
 
     def length(self, carry: Carry) -> IntScalarLike:
@@ -264,6 +331,7 @@ class AbstractStepSweep(AbstractSweep):
             mask, total, residuals.inputs.parameters, is_leaf=is_none
         )
         all_parameters = lambda p: eqx.combine(p, problem.parameters)
+        carry = self._with_times(solved, carry, batch)
         step = self._current_step(solved, all_parameters, parameters, carry, batch)
         is_last = step.active & (step.number == num_accepted(final))
         reversal, extra = self.reversal(solved, carry, step, batch)
@@ -309,6 +377,7 @@ class AbstractStepSweep(AbstractSweep):
         before = eqx.tree_at(lambda c: c.extra, carry, extra, is_leaf=is_none)
         start, extra = self.at_start(solved, before, step, start, batch)
         new = Carry(
+            carry.number,
             carry.remaining - 1,
             cursors,
             start,
@@ -316,19 +385,34 @@ class AbstractStepSweep(AbstractSweep):
             cotangent_solver_state,
             carry.size,
             None,
+            None,
         )
-        old = eqx.tree_at(lambda c: c.extra, carry, None, is_leaf=is_none)
+        # These may be large: whoever changes them leaves them alone if not active.
+        large = lambda c: (c.times, c.extra)
+        old = eqx.tree_at(large, carry, (None, None), is_leaf=is_none)
         new = where(step.active, new, old)
-        # It may be large: whoever changes it leaves it alone if not active.
-        return eqx.tree_at(lambda c: c.extra, new, extra, is_leaf=is_none), total
+        changed = lambda c: (c.number, c.times, c.extra)
+        values = (carry.number - 1, carry.times, extra)
+        return eqx.tree_at(changed, new, values, is_leaf=is_none), total
+
+    def _with_times(self, solved: Solved, carry: Carry, batch: Batch) -> Carry:
+        """The carry with the times that the next step takes."""
+        times, restarts = carry.times, solved.memory.restarts
+        if times is None:
+            return carry
+        assert restarts is not None
+        reach = self.reach(solved.problem)
+        of = (self.loop, solved.problem, restarts)
+        times = times.reaching(*of, carry.number, carry.remaining, reach, batch)
+        return eqx.tree_at(lambda c: c.times, carry, times)
 
     def _current_step(
         self, solved: Solved, all_parameters, parameters, carry: Carry, batch: Batch
     ) -> ReverseStep:
         # Outside a batch the loop ends when there are no steps left.
-        active = True if len(batch.names) == 0 else carry.remaining > 0
+        active = len(batch.names) == 0 or carry.remaining == carry.number
         number = carry.remaining if active is True else jnp.maximum(carry.remaining, 1)
-        steps, span = solved.steps, solved.problem.parameters.span
+        steps, span = self.steps(solved, carry), solved.problem.parameters.span
 
         def inputs_of(parameters):
             everything: Parameters = all_parameters(parameters)
@@ -355,11 +439,12 @@ class AbstractStepSweep(AbstractSweep):
         doubt = self.doubt(solved, carry)
         record = solved.memory.record
         if record is not None:
-            doubt = doubt + self._check_record(record).astype(doubt.dtype)
+            agrees = True if carry.times is None else carry.times.agrees
+            doubt = doubt + self._check_record(record, agrees).astype(doubt.dtype)
         _, _, *others = differentiated(cotangents)
         return (carry.cotangent_y, carry.cotangent_solver_state, *others), doubt
 
-    def _check_record(self, record: TimeRecord) -> Array:
+    def _check_record(self, record: TimeRecord, agrees: BoolScalarLike) -> Array:
         """Zero, or NaN where the steps cannot be told from what was kept of them."""
         action = OnFailure("raise" if self.throw else "nan", self.call_site)
 
@@ -377,8 +462,21 @@ class AbstractStepSweep(AbstractSweep):
                 "Use `adjoint=diffrax.RecursiveCheckpointAdjoint()`."
             )
 
-        number = jnp.asarray(record.count).astype(jnp.float32)
-        has_room = is_trusted(number, record.capacity, action, no_room)
+        def differ(element, *_):
+            return (
+                f"Steps of the solve{element} were made again, since they were more than "
+                f"{record.capacity}, and came out otherwise: the vector field, or the "
+                "step-size controller, does not return the same when it is called again. "
+                f"Pass `adjoint={self.name}(capacity=...)`, the number of steps, so that "
+                "none is made again."
+            )
+
+        if record.forgets:
+            mistaken = jnp.where(agrees, 0, 1).astype(jnp.float32)
+            has_room = is_trusted(mistaken, 0, action, differ)
+        else:
+            number = jnp.asarray(record.count).astype(jnp.float32)
+            has_room = is_trusted(number, record.capacity, action, no_room)
         missing = jnp.where(record.is_complete, 0, 1).astype(jnp.float32)
         okay = has_room & is_trusted(missing, 0, action, gaps)
         return jnp.where(okay, 0, jnp.nan)

@@ -57,8 +57,9 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
     step is undone for each step with a save time where `SaveAt(ts=..., fn=...)` has an
     `fn` of its own, or where times are differentiated. Memory: that of one evaluation
     of the vector field, whatever the number of steps; the sizes of the components of
-    solution and solver state; the kept states; and, for adaptive steps, one number per
-    step, with room for `capacity`. Where nobody differentiates, nothing is kept.
+    solution and solver state; the kept states; and, for adaptive steps, one number for
+    each of up to 512 of them (see `capacity`). Where nobody differentiates, nothing is
+    kept.
 
     **Batches.** Under `jax.vmap` the cotangents of parameters that the elements of the
     batch share are summed in every step of the sweep: memory and time are those of a
@@ -122,7 +123,7 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
             loop,
             static,
             type(self).__name__,
-            problem.options["max_steps"] if self.capacity is None else self.capacity,
+            self.capacity,
             throw,
             call_site,
             self.checkpoints,
@@ -141,8 +142,10 @@ ReversibleAdjoint.__init__.__doc__ = """**Arguments:**
     ([`diffrax_reversible.EES25`][]); 8 with one that carries a second copy of the solution
     and knows of no restarts, as [`diffrax.ReversibleHeun`][] and every solver of an SDE;
     and none with a single copy, or with `restart=None`.
-- `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
-    solve, which may be far more than it takes.
+- `capacity`: How many adaptive steps to make room for: a gradient that takes more is
+    refused. `None`: none is refused, and there is room for the times of 512 of them, or
+    of a 32nd of `max_steps` if that is more. In a solve of more steps than that, those
+    before are made again with the step-size controller, which costs up to two solves.
 - `reversal_rtol`: The largest accepted difference between the states that the sweep
     reconstructs and those that are known (the initial state, and the checkpoints), of
     every component relative to its largest absolute value in the course of the solve.

@@ -101,11 +101,12 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     step `s` evaluations of the vector field to find the stages again, and another `s`
     together with their vector-Jacobian products. Memory: the states at the starts of up
     to `K = checkpoints` steps; twice the stages of one step; what one evaluation of the
-    vector field keeps to be pulled back; and, for adaptive steps, one number per step,
-    with room for `capacity`. In a solve of more than `K` steps the states are thinned, and
-    the steps between two of them made again, for which there is room for up to `K` states
-    more: that costs `s` evaluations more per step for up to about `K * K` steps, and goes
-    on to grow with the number of steps beyond.
+    vector field keeps to be pulled back; and, for adaptive steps, one number for each of
+    up to 512 of them (see `capacity`). In a solve of more than `K` steps the states are
+    thinned, and the steps between two of them made again, by all elements of a batch at
+    once, for which there is room for up to `K` states more: that costs `s` evaluations
+    more per step for up to about `K * K` steps, and goes on to grow with the number of
+    steps beyond.
 
     With `keep="stages"` the first `s` evaluations are not needed, and there are `s + 1`
     states (or `s + 3` where the solver has the first stage from the step before) instead
@@ -193,7 +194,7 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
             loop,
             static,
             type(self).__name__,
-            problem.options["max_steps"] if self.capacity is None else self.capacity,
+            self.capacity,
             throw,
             call_site,
             self.checkpoints,
@@ -205,12 +206,15 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
 
 SymplecticAdjoint.__init__.__doc__ = """**Arguments:**
 
-- `checkpoints`: How many states to keep at most, for each element of a batch. The number
-    of steps, if there is memory for it, is fastest; about the square root of it needs
-    least memory. `None`: 64, or the square root of `max_steps` if that is more, so that
-    no step is made more than three times; 128 where `max_steps` is `None`.
-- `capacity`: How many adaptive steps to make room for. `None`: the `max_steps` of the
-    solve, which may be far more than it takes.
+- `checkpoints`: How many states to keep at most, for each element of a batch; an even
+    number, at least 2, unless there is a place for each step. The number of steps, if
+    there is memory for it, is fastest; about the square root of it needs least memory.
+    `None`: 64, or the square root of `max_steps` if that is more, so that no step is made
+    more than three times; 128 where `max_steps` is `None`.
+- `capacity`: How many adaptive steps to make room for: a gradient that takes more is
+    refused. `None`: none is refused, and there is room for the times of 512 of them, or
+    of a 32nd of `max_steps` if that is more. In a solve of more steps than that, those
+    before are made again with the step-size controller, which costs up to two solves.
 - `keep`: What to keep of each of these steps: its `"states"`, which is least; its
     `"stages"`, too; or the `"residuals"` of their derivatives, which takes most. That is
     fastest where a single solve of a small vector field takes many steps. In a large

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from ..._autodiff.linearisation import Linearisation
 from ..._autodiff.sweep import Inputs
+from ..._compat import unvmap_max
 from ..._loop.problem import join, Problem
 from ..._loop.state import (
     differentiated,
@@ -38,7 +39,7 @@ from ..._reversal.stages import (
 from ..._solver.runge_kutta.tableau import steps_by_tableau
 from ..._tree import where
 from ..._types import IntScalarLike, Y
-from ..discrete.checkpoints import Checkpoints, EveryState
+from ..discrete.checkpoints import EveryState, SpacedStates
 from ..discrete.measures import norm
 from ..discrete.sweep import AbstractStepSweep, Solved
 from .keeping import AbstractKeepingSolver, KeepsResiduals, KeepsStages
@@ -58,12 +59,15 @@ class Start(eqx.Module):
 class Segment(eqx.Module):
     """Steps between two kept ones, made again.
 
-    - `before`: the number of steps before the first of them.
+    - `before`: the number of steps before the first of them: the same for all elements of
+        a batch.
+    - `stride`: how far apart kept ones are, for the element with most steps.
     - `nothing`: what is safe to pull back where there is nothing to.
     """
 
     starts: EveryState
     before: IntScalarLike
+    stride: IntScalarLike
     nothing: Start
 
 
@@ -117,12 +121,15 @@ class SymplecticSweep(AbstractStepSweep):
         return Start(y, None, None, None)
 
     def _number_of_slots(self, problem: Problem) -> int:
-        max_steps = problem.options["max_steps"]
-        if self.slots is not None:
-            return self.slots
-        if max_steps is None:
-            return 2 * default_slots
-        return min(max(default_slots, math.isqrt(max_steps)), max_steps)
+        max_steps, slots = problem.options["max_steps"], self.slots
+        if slots is None and max_steps is None:
+            slots = 2 * default_slots
+        elif slots is None:
+            slots = max(default_slots, math.isqrt(max_steps))
+        if max_steps is not None and slots >= max_steps:
+            return max_steps
+        # To be thinned their number is to be even.
+        return max(slots - slots % 2, 2)
 
     def _linearise(self, problem: Problem, perturbed: Inputs) -> Linearisation | None:
         if self.keep != "residuals":
@@ -159,6 +166,15 @@ class SymplecticSweep(AbstractStepSweep):
         solver_state, _ = _solver_state_and_kept(solver, final)
         return with_solver_state(final, solver_state), memory
 
+    def reach(self, problem):
+        max_steps = problem.options["max_steps"]
+        slots = self._number_of_slots(problem)
+        return super().reach(problem) + largest_stride(slots, max_steps)
+
+    def plain_solver_state(self, problem, state):
+        solver_state, _ = _solver_state_and_kept(problem.parameters.solver, state)
+        return solver_state
+
     def _keeps_all(self, problem: Problem) -> bool:
         """Whether there is a slot for every step."""
         max_steps = problem.options["max_steps"]
@@ -169,7 +185,7 @@ class SymplecticSweep(AbstractStepSweep):
         y, *_ = differentiated(problem.state)
         nothing = self._start(solver, y, *_solver_state_and_kept(solver, problem.state))
         spare = 0 if nothing.linearisation is None else 1
-        return Checkpoints.empty(self._number_of_slots(problem), nothing, spare)
+        return SpacedStates.empty(self._number_of_slots(problem), nothing, spare)
 
     def keep_states(self, states, problem, before, after):
         solver = problem.parameters.solver
@@ -197,17 +213,19 @@ class SymplecticSweep(AbstractStepSweep):
             _nothing_kept(solver, problem),
         )
         starts = EveryState.empty(length, nothing)
-        segment = Segment(starts, num_accepted(solved.final), nothing)
+        most = unvmap_max(num_accepted(solved.final))
+        stride = solved.memory.states.stride(most)
+        segment = Segment(starts, most, stride, nothing)
         return (y, solver_state), segment
 
     def reversal(self, solved, carry, step, batch):
         problem, kept = solved.problem, solved.memory.states
         index, every = step.number - 1, kept.states
-        found, row = kept.slot_of(step.number)
-        segment = carry.extra
-        start = jtu.tree_map(lambda xs: xs[row], every)
+        segment, row = carry.extra, kept.slot_of(step.number)
+        start = kept.find(step.number)
         if not self._keeps_all(problem):
-            segment = self._enter(solved, segment, step, found, batch)
+            found = carry.number % segment.stride == 0
+            segment = self._enter(solved, segment, carry, step, found, batch)
             start = where(found, start, segment.starts.find(index - segment.before))
         _, solver_state, *_ = differentiated(problem.state)
         # Zero times something that is not finite must not be added up.
@@ -228,7 +246,7 @@ class SymplecticSweep(AbstractStepSweep):
             # What this has cached is different at every other step.
             first_step, _ = solver_state
             is_first = step.number == 1
-            made_jump = jnp.asarray(solved.steps.made_jump(index))
+            made_jump = jnp.asarray(step.made_jump)
             evaluates_first = step.active & (is_first & first_step | made_jump)
             if self.passed_solver_state:
                 cached = is_first & ~first_step & ~made_jump
@@ -263,18 +281,27 @@ class SymplecticSweep(AbstractStepSweep):
         )
         return reversal, segment
 
-    def _enter(self, solved: Solved, segment: Segment, step, found, batch) -> Segment:
-        """The segment that `step` is in, unless its start has been `found`: made again
-        from the last kept start before it, where the sweep comes to its last step."""
-        problem, kept, steps = solved.problem, solved.memory.states, solved.steps
+    def _enter(
+        self, solved: Solved, segment: Segment, carry, step, found, batch
+    ) -> Segment:
+        """The segment that the next step is in, unless its start has been `found`: made
+        again from the last kept start before it, where the sweep comes to its last
+        step; by all elements of a batch at once, also those which wait for it to come to
+        theirs."""
+        problem, kept, steps = (
+            solved.problem,
+            solved.memory.states,
+            self.steps(solved, carry),
+        )
         parameters, span = problem.parameters, problem.parameters.span
         y0, solver_state0, *_ = differentiated(problem.state)
-        index = step.number - 1
-        due = step.active & ~found & (index < segment.before)
-        last_kept = step.number - step.number % kept.stride
+        enters = ~found & (carry.number <= segment.before)
+        last_kept = carry.number - carry.number % segment.stride
         first = jnp.maximum(last_kept - 1, 0)
-        length = len(jtu.tree_leaves(segment.starts.entries)[0])
-        before = jnp.maximum(first, index - length + 1)
+        length = segment.starts.number
+        before = jnp.maximum(first, carry.number - length)
+        index = carry.remaining - 1
+        due = enters & (index >= before)
         linearisation = kept.states.linearisation
         solver = self._keeping(parameters.solver, linearisation)
         keeps = isinstance(solver, AbstractKeepingSolver)
@@ -284,8 +311,11 @@ class SymplecticSweep(AbstractStepSweep):
 
         def make(loop):
             _, i, y, solver_state, starts = loop
-            t0, t1 = steps.interval(i, span)
-            made_jump = steps.made_jump(i)
+            # An element that does not go on makes a step that there is.
+            go_on = due & (i < end)
+            number = jnp.minimum(i, jnp.maximum(index, 0))
+            t0, t1 = steps.interval(number, span)
+            made_jump = steps.made_jump(number)
             if not is_explicit and solver_state is not None:
                 # Not for all elements of a batch where one has to.
                 first_step, f0 = solver_state
@@ -304,7 +334,6 @@ class SymplecticSweep(AbstractStepSweep):
             )
             solver_state1, made = solver_state1 if keeps else (solver_state1, None)
             start = self._start(solver, y, solver_state, made)
-            go_on = due & (i < end)
             starts = starts.keep(i - before, start, go_on & (i >= before))
             # A root finder may fail this time.
             y = where(go_on, or_nan(result, y1), y)
@@ -313,7 +342,7 @@ class SymplecticSweep(AbstractStepSweep):
             return batch.any(due & (i + 1 < end)), i + 1, y, solver_state1, starts
 
         def remake():
-            _, start = kept.find(last_kept)
+            start = kept.find(last_kept)
             y, solver_state = where(last_kept > 0, start.y, y0), solver_state0
             if solver_state is not None:
                 t0, _ = steps.interval(first, span)
@@ -331,12 +360,13 @@ class SymplecticSweep(AbstractStepSweep):
             if not keeps:
                 start = self._start(solver, y, solver_state, None)
                 starts = starts.keep(index - before, start, due)
-            return starts, jnp.where(due, before, segment.before)
+            return starts, jnp.where(enters, before, segment.before)
 
         starts, before = lax.cond(
             batch.any(due), remake, lambda: (segment.starts, segment.before)
         )
-        return Segment(starts, before, segment.nothing)
+        changed = lambda s: (s.starts, s.before)
+        return eqx.tree_at(changed, segment, (starts, before))
 
     def at_start(self, solved, carry, step, end, batch):
         return end, carry.extra

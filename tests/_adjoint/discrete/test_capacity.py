@@ -118,6 +118,47 @@ def test_too_small(solver, kind):
         grad(number - 1, max_steps=None)
 
 
+@pytest.mark.parametrize("jumps", (False, True))
+@pytest.mark.parametrize("solver, kind", quick(_METHODS, "symplectic"))
+def test_more_steps_than_room(solver, kind, jumps):
+    """By default there is room for 512 times, and steps before those are made again: by
+    elements of a batch with fewer steps than that, too, and with twice and three times as
+    many."""
+    t1s, a = jnp.array([4.0, 8.0, 13.0]), jnp.array(1.3)
+
+    def loss(y0, a, adjoint):
+        def one(y0, t1):
+            controller = diffrax.PIDController(rtol=1e-3, atol=1e-3, dtmax=0.01)
+            if jumps:
+                ts = jnp.array([0.501, 5.003, 9.007])
+                controller = diffrax.ClipStepSizeController(controller, jump_ts=ts)
+            field = lambda t, y, a: jnp.cos(a * y + t) + jnp.where(t > 5.003, 0.2, 0)
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(field),
+                *(solver, 0.0, t1, 0.01, y0, a),
+                stepsize_controller=controller,
+                saveat=diffrax.SaveAt(ts=jnp.linspace(0, t1, 5)),
+                max_steps=4096,
+                adjoint=adjoint,
+            )
+            steps = solution.stats["num_accepted_steps"]
+            return jnp.sum(solution.ys**2), steps
+
+        losses, steps = jax.vmap(one, in_axes=(None, 0))(y0, t1s)
+        return jnp.sum(losses), steps
+
+    def grad(adjoint):
+        fn = lambda *x: jax.grad(loss, (0, 1), has_aux=True)(*x, adjoint)
+        return jit(fn)(jnp.array(0.3), a)
+
+    true, steps = grad(diffrax.RecursiveCheckpointAdjoint())
+    found, _ = grad(kind())
+    assert steps[0] < 512 < steps[1] < 1024 < steps[2]
+    assert tree_difference(found, true) < 1e-9
+    kept, _ = grad(kind(capacity=4096))
+    assert tree_difference(found, kept) < 1e-13
+
+
 @pytest.mark.parametrize("solver, kind", _METHODS)
 @pytest.mark.parametrize("name", ("capacity", "checkpoints"))
 def test_arguments(solver, kind, name):
