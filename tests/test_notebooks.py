@@ -28,6 +28,7 @@ def test_committed_with_outputs(notebook):
 @pytest.mark.parametrize("notebook", _notebooks, ids=lambda x: x.stem)
 def test_runs_from_top_to_bottom(notebook, monkeypatch):
     import matplotlib
+    import matplotlib.pyplot as plt
 
     matplotlib.use("Agg")
     # As in the notebook's folder, where `experiments.py` is, and short.
@@ -38,3 +39,4 @@ def test_runs_from_top_to_bottom(notebook, monkeypatch):
         for i, cell in enumerate(_code(notebook), 1):
             name = f"{notebook.name}, {i}"
             exec(compile("".join(cell["source"]), name, "exec"), scope)
+            plt.close("all")
