@@ -84,6 +84,7 @@ def test_import_without_private_names(tmp_path):
     """What other packages do not promise costs the feature that needs it, not the
     import."""
     program = (
+        "import diffrax\n"
         "import jax._src.config as config, jax._src.traceback_util as traceback_util\n"
         "del config._check_vma, config.device_context\n"
         "del traceback_util.register_exclusion\n"
