@@ -141,11 +141,11 @@ def _without_effects(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
 # Elementwise, or a matter of shapes: cheaper to compute again than to write and read.
 _CHEAP = frozenset(
     """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh broadcast_in_dim cbrt ceil
-    clamp conj convert_element_type copy cos cosh div eq erf erfc exp exp2 expand_dims
-    expm1 floor ge gt imag integer_pow is_finite le log log1p logistic lt max min mul ne
-    neg not or pow real rem reshape round rsqrt select_n sign sin sinh sqrt square squeeze
-    stop_gradient sub tan tanh transpose xor
+    abs acos acosh add add_any and asin asinh atan atan2 atanh broadcast_in_dim cbrt
+    ceil clamp conj convert_element_type copy cos cosh div eq erf erfc exp exp2
+    expand_dims expm1 floor ge gt imag integer_pow is_finite le log log1p logistic lt
+    max min mul ne neg not one_minus_square or pow real rem reshape round rsqrt select_n
+    sign sin sinh sqrt square squeeze stop_gradient sub tan tanh transpose xor
     """.split()
 )
 

@@ -53,7 +53,8 @@ def test_contraction(checkpoints):
     true = (8 * difference(1) - difference(2)) / (12 * eps)
     assert abs(found(jnp.float64) - true) < 1e-8 * abs(true)
     single = found(jnp.float32).astype(float)
-    assert abs(single - true) < 1e-5 * abs(true)
+    # 400 steps, each of which rounds.
+    assert abs(single - true) < 400 * float(jnp.finfo(jnp.float32).eps) * abs(true)
 
 
 #
