@@ -537,7 +537,6 @@ EXAMPLES = (
     Example("neural SDE", _neural_sde, diffrax.ReversibleHeun(), ReversibleAdjoint()),
     Example("neural ODE", _neural_ode, *_alf4),
     Example("latent ODE", _latent_ode, *_alf4),
-    Example("neural CDE", _neural_cde, *_alf4),
     Example("CNF, exact trace", _exact, *_alf4),
     Example("CNF, Hutchinson's trace", _hutchinson, *_alf4),
 )
