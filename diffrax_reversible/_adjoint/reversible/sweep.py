@@ -170,7 +170,7 @@ class ReversibleSweep(AbstractStepSweep):
             return end, loss
         found, (y, copy) = states.checkpoints.find(step.number - 1)
         found = found & step.active
-        # Where a solver restarts, the solver state comes second in what is carried.
+        # The solver state comes second in what is carried.
         known = (y, with_copy(end[1], copy))
 
         def restart():
@@ -275,7 +275,7 @@ def refuse_restarts_inside(solver: AbstractSolver, state: tuple) -> None:
 def _copies(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
     """The solution, and the solver state without what is only there to restart."""
     y, solver_state = state
-    return y, copy_of(solver_state)
+    return jtu.tree_map(jnp.asarray, (y, copy_of(solver_state)))
 
 
 def _floating(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
