@@ -26,8 +26,8 @@ from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
 # A write-once buffer inside a loop: written in place, also under `jax.vmap`. Rules of
 # primitives as functions of pytrees. The floats before and after another one. Identities
-# that refuse derivatives. `jnp.any` and `jnp.max` over every batch that there is, so that
-# a `lax.cond` on them stays one branch. All but the rule of batching are names that
+# that refuse derivatives. `jnp.any` over every batch that there is, so that
+# a `lax.cond` on it stays one branch. All but the rule of batching are names that
 # diffrax, lineax or optimistix import as well: where one is missing, there is no solve
 # either.
 from equinox.internal import (
@@ -43,7 +43,6 @@ from equinox.internal import (
     nondifferentiable_backward as nondifferentiable_backward,
     prevbefore as prevbefore,
     unvmap_any as unvmap_any,
-    unvmap_max as unvmap_max,
     while_loop as while_loop,
     ω as ω,
 )

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compat import dce_jaxpr, filter_primitive_bind
-from .._types import BoolScalarLike
+from .._types import BoolScalarLike, IntScalarLike
 from .batched_vjp import Function, shared_vjp_p, vjp
 
 
@@ -31,6 +31,12 @@ class Batch:
         if len(self.names) == 0:
             return pred
         return lax.pmax(jnp.asarray(pred, jnp.int32), self.names) > 0
+
+    def max(self, x: IntScalarLike) -> IntScalarLike:
+        """The largest `x` of all elements of the batch; not batched itself."""
+        if len(self.names) == 0:
+            return x
+        return lax.pmax(jnp.asarray(x), self.names)
 
     def select(self, where: Callable[[PyTree], PyTree]) -> "Batch":
         """The batch for a part of the parameters, or for several in a pytree."""

@@ -81,7 +81,9 @@ class AbstractSweep(abc.ABC):
         of them is differentiated."""
 
     @abc.abstractmethod
-    def start(self, residuals: Residuals, cotangents: PyTree) -> PyTree[Array]:
+    def start(
+        self, residuals: Residuals, cotangents: PyTree, batch: Batch
+    ) -> PyTree[Array]:
         """The carry at the start of the sweep. `cotangents` is like the outputs, and
         `None` where those are not floating-point numbers. Called in reverse mode only,
         so what cannot be swept is to be refused here."""

@@ -46,7 +46,7 @@ def transpose(
     batch = Batch(tuple(axis.name for axis in axes), for_parameters(summed))
 
     def start(*operands):
-        carry = sweep.start(*unpack(*operands))
+        carry = sweep.start(*unpack(*operands), batch)
         return carry, sweep.length(carry)
 
     def step(carry, total, *operands):

@@ -59,7 +59,8 @@ class _Toy(AbstractSweep):
         y = inputs.state
         return self._run(inputs, jnp.zeros((_max_steps, *y.shape), y.dtype))
 
-    def start(self, residuals, cotangents):
+    def start(self, residuals, cotangents, batch):
+        del batch
         assert cotangents["count"] is None
         return residuals.outputs["count"], cotangents["y"]
 

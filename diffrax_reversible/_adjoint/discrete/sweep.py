@@ -14,7 +14,6 @@ from ..._autodiff.batch import Batch
 from ..._autodiff.report import is_trusted, OnFailure
 from ..._autodiff.sweep import AbstractSweep, Inputs, Residuals
 from ..._call_site import CallSite
-from ..._compat import unvmap_max
 from ..._controller import RecordedSteps
 from ..._loop.problem import join, Parameters, Problem, run
 from ..._loop.record import TimeRecord
@@ -165,7 +164,7 @@ class AbstractStepSweep(AbstractSweep):
         """What is kept of the states, after a step of the loop."""
 
     @abc.abstractmethod
-    def init_carry(self, solved: Solved) -> tuple[Any, PyTree]:
+    def init_carry(self, solved: Solved, batch: Batch) -> tuple[Any, PyTree]:
         """`end` and `extra` of the carry where the sweep starts."""
 
     @abc.abstractmethod
@@ -285,7 +284,7 @@ class AbstractStepSweep(AbstractSweep):
         """Those of the solve, where the sweep is now."""
         return solved.steps(carry.times)
 
-    def start(self, residuals: Residuals, cotangents: PyTree) -> Carry:
+    def start(self, residuals: Residuals, cotangents: PyTree, batch: Batch) -> Carry:
         if residuals.memory is None:
             raise ValueError(
                 f"`adjoint={self.name}()` must know how many steps to make room for. "
@@ -293,16 +292,16 @@ class AbstractStepSweep(AbstractSweep):
                 "`diffeqsolve(..., max_steps=...)`."
             )
         solved = self._solved(residuals)
-        end, extra = self.init_carry(solved)
+        end, extra = self.init_carry(solved, batch)
         cotangent_y, cotangent_solver_state, *_ = differentiated(cotangents)
         cursors = [Cursor(*numbers) for numbers in saved(solved.final)]
         remaining, memory = num_accepted(solved.final), solved.memory
         times = None
         if memory.restarts is not None:
             assert memory.record is not None
-            times = Times.at_end(memory.record)
+            times = Times.at_end(memory.record, batch)
         return Carry(
-            unvmap_max(remaining),
+            batch.max(remaining),
             remaining,
             cursors,
             end,

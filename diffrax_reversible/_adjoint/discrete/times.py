@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from ..._autodiff.batch import Batch
-from ..._compat import unvmap_any, unvmap_max
+from ..._compat import unvmap_any
 from ..._loop.problem import Problem, run_again
 from ..._loop.record import TimeRecord
 from ..._loop.state import differentiated, next_step, num_accepted, resumable
@@ -76,8 +76,8 @@ class Times(eqx.Module):
         return self.record.buffers
 
     @staticmethod
-    def at_end(record: TimeRecord) -> "Times":
-        lowest = jnp.maximum(unvmap_max(record.count) - record.capacity, 0)
+    def at_end(record: TimeRecord, batch: Batch) -> "Times":
+        lowest = jnp.maximum(batch.max(record.count) - record.capacity, 0)
         return Times(record, lowest, jnp.array(True))
 
     def reaching(

@@ -104,7 +104,8 @@ class InterpolatedSweep(AbstractSweep):
         assert knots is not None
         return outputs, knots
 
-    def start(self, residuals: Residuals, cotangents: PyTree) -> _Carry:
+    def start(self, residuals: Residuals, cotangents: PyTree, batch: Batch) -> _Carry:
+        del batch
         del cotangents
         problem, (final, _) = self._problem(residuals.inputs), residuals.outputs
         knots: Knots = residuals.memory

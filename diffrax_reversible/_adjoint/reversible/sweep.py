@@ -117,7 +117,8 @@ class ReversibleSweep(AbstractStepSweep):
             return False
         return (number == 1) & first | checkpoints.is_before_restart(number - 1)
 
-    def init_carry(self, solved):
+    def init_carry(self, solved, batch):
+        del batch
         state, t = _state(solved.final), end_time(solved.final)
         end = _init_carry(solved.problem, t, state)
         no_loss = Loss(norm(jtu.tree_map(jnp.zeros_like, _floating(state))), t)

@@ -12,7 +12,6 @@ from jaxtyping import Array, PyTree
 
 from ..._autodiff.linearisation import Linearisation
 from ..._autodiff.sweep import Inputs
-from ..._compat import unvmap_max
 from ..._loop.problem import join, Problem
 from ..._loop.state import (
     differentiated,
@@ -196,7 +195,7 @@ class SymplecticSweep(AbstractStepSweep):
         start = self._start(solver, y, solver_state, kept)
         return states.keep(number, start, number > num_accepted(before))
 
-    def init_carry(self, solved):
+    def init_carry(self, solved, batch):
         y, solver_state, *_ = differentiated(solved.final)
         length = self._number_of_slots(solved.problem)
         max_steps = solved.problem.options["max_steps"]
@@ -213,7 +212,7 @@ class SymplecticSweep(AbstractStepSweep):
             _nothing_kept(solver, problem),
         )
         starts = EveryState.empty(length, nothing)
-        most = unvmap_max(num_accepted(solved.final))
+        most = batch.max(num_accepted(solved.final))
         stride = solved.memory.states.stride(most)
         segment = Segment(starts, most, stride, nothing)
         return (y, solver_state), segment
