@@ -169,6 +169,7 @@ _quick = (
     ("reversible", "grad of vmap of vmap"),
     ("reversible", "vmap of grad of vmap"),
     ("checkpoints", "grad of vmap of vmap, outer first"),
+    ("symplectic, checkpoints", "vmap of grad of vmap"),
 )
 
 
