@@ -26,10 +26,9 @@ from diffrax._term import _CallableToPath, WrapTerm as WrapTerm
 
 # A write-once buffer inside a loop: written in place, also under `jax.vmap`. Rules of
 # primitives as functions of pytrees. The floats before and after another one. Identities
-# that refuse derivatives. `jnp.any` over every batch that there is, so that
-# a `lax.cond` on it stays one branch. All but the rule of batching are names that
-# diffrax, lineax or optimistix import as well: where one is missing, there is no solve
-# either.
+# that refuse derivatives. `jnp.any` over every batch that there is, so that a `lax.cond`
+# on it stays one branch. All but the rule of batching are names that diffrax, lineax or
+# optimistix import as well: where one is missing, there is no solve either.
 from equinox.internal import (
     buffer_at_set as buffer_at_set,
     filter_primitive_batching as filter_primitive_batching,

@@ -24,7 +24,8 @@ class AbstractReversibleSolver(AbstractSolver):
     vector-Jacobian product of `step`. A gradient is as exact as `backward_step` is.
 
     A solver that is undone only nearly sets `reversal_rtol`, the `reversal_rtol` of
-    `ReversibleAdjoint` that its gradients are good for. One that is made of another
+    `ReversibleAdjoint` that its gradients are good for; [`diffrax_reversible.undo`][]
+    then corrects what `backward_step` finds. One that is made of another
     solver, and whose `backward_step` undoes the restarts of that, too, sets
     `undoes_restarts`.
 

@@ -1,10 +1,8 @@
 """What is kept of a function for its derivative."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jax.tree_util as jtu
 import pytest
 
 from diffrax_reversible._autodiff.linearisation import Linearisation
@@ -22,11 +20,11 @@ def _activations(x, weights):
     return jax.nn.gelu(second @ jax.nn.silu(first @ jnp.where(x > 0, x, 0.1 * x)))
 
 
-def _products(x, weights):
-    """Here what products are made of would be more numbers than the products."""
+def _sums(x, weights):
+    """Here what the residual is computed from would be more numbers than itself."""
     first, _ = weights
     x, y, z = jnp.split(first @ x, 3)
-    return jnp.sum(jnp.cumsum(x) * jnp.cumsum(y) * jnp.cumsum(z) ** 2)
+    return jnp.sum(jnp.sin(jnp.cumsum(x) + jnp.cumsum(y) + jnp.cumsum(z)))
 
 
 def _printing(x, weights):
@@ -46,7 +44,7 @@ _seen = []
     (
         (_layers, 4 + 12 + 5),
         (_activations, 4 + 12 + 5),
-        (_products, None),
+        (_sums, 4 + 4),
         (_printing, 16),
     ),
 )
@@ -66,12 +64,6 @@ def test_derivative_and_numbers(fn, numbers):
     assert jnp.max(jnp.abs(out - true_out)) < 1e-14
     assert jnp.max(jnp.abs(found - true)) < 1e-14
     size = sum(r.size for r in residuals)
-    if numbers is None:
-        _, linear = jax.linearize(fn, x, weights)
-        leaves = jtu.tree_leaves(linear)
-        everything = sum(r.size for r in leaves if eqx.is_array(r))
-        assert size <= everything
-    else:
-        assert size == numbers
+    assert size == numbers
     # The weights themselves.
     assert {w.shape for w in shared} <= {(12, 4), (5, 12), ()}

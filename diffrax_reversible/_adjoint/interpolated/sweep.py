@@ -105,8 +105,7 @@ class InterpolatedSweep(AbstractSweep):
         return outputs, knots
 
     def start(self, residuals: Residuals, cotangents: PyTree, batch: Batch) -> _Carry:
-        del batch
-        del cotangents
+        del cotangents, batch
         problem, (final, _) = self._problem(residuals.inputs), residuals.outputs
         knots: Knots = residuals.memory
         okay = succeeded(final)

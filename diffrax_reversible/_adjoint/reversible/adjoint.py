@@ -81,8 +81,9 @@ class ReversibleAdjoint(AbstractDiscreteAdjoint):
     - `NotImplementedError` for a solver with a `backward_step` that is made of one that
         restarts.
     - `RuntimeError`, when it is run, if the reversal has lost the solution, if there were
-        more restarts than `checkpoints`, if the solution is wrong (see `on_failure`), and
-        if a gradient takes more steps than `capacity`.
+        more restarts than `checkpoints`, if the solution is wrong (see `on_failure`), if a
+        gradient takes more steps than `capacity`, and if steps that were made again came
+        out otherwise.
 
     The idea is that of MALI, and for adaptive steps that of Maslovskaya et al.: see
     [`diffrax_reversible.ALF`][] and [`diffrax_reversible.AbstractALFComposition`][] for

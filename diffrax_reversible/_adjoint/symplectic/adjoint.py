@@ -142,7 +142,7 @@ class SymplecticAdjoint(AbstractDiscreteAdjoint):
     - `NotImplementedError` for ordered effects in the vector field; and with
         `keep="residuals"` for a `jax.custom_vjp` in it, and for implicit solvers.
     - `RuntimeError`, when a gradient is run, if more than `capacity` adaptive steps are
-        accepted.
+        accepted, or if steps that were made again came out otherwise.
 
     ??? cite "Reference"
 

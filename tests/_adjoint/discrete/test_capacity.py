@@ -3,6 +3,7 @@
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from diffrax_reversible import (
@@ -157,6 +158,33 @@ def test_more_steps_than_room(solver, kind, jumps):
     assert tree_difference(found, true) < 1e-9
     kept, _ = grad(kind(capacity=4096))
     assert tree_difference(found, kept) < 1e-13
+
+
+def test_steps_that_come_out_otherwise():
+    """The vector field is another one by the time that steps are made again."""
+    rate = [1.0]
+
+    @jax.custom_jvp
+    def field(y):
+        struct = jax.ShapeDtypeStruct((), y.dtype)
+        return jax.pure_callback(lambda y: np.asarray(-rate[0] * y), struct, y)
+
+    field.defjvp(lambda primals, tangents: (field(*primals), -tangents[0]))
+
+    def solve(y0):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: field(y)),
+            *(diffrax.Bosh3(), 0.0, 4.0, 0.1, y0),
+            stepsize_controller=diffrax.PIDController(rtol=1e-9, atol=1e-9),
+            adjoint=SymplecticAdjoint(),
+        )
+        return solution.ys[0]
+
+    y1, pull_back = jax.vjp(solve, jnp.array(1.0))
+    jax.block_until_ready(y1)
+    rate[0] = 1.3
+    with pytest.raises(Exception, match="more than 512, and came out otherwise"):
+        jax.block_until_ready(pull_back(jnp.array(1.0)))
 
 
 @pytest.mark.parametrize("solver, kind", _METHODS)
