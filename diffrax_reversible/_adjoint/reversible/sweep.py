@@ -172,7 +172,7 @@ class ReversibleSweep(AbstractStepSweep):
         found, (y, copy) = states.checkpoints.find(step.number - 1)
         found = found & step.active
         # The solver state comes second in what is carried.
-        known = (y, with_copy(end[1], copy))
+        known = (y, jtu.tree_map(with_copy, end[1], copy, is_leaf=_is_restart_state))
 
         def restart():
             loss = self._loss(solved, t0, end, known, step.restarts)
@@ -274,15 +274,18 @@ def refuse_restarts_inside(solver: AbstractSolver, state: tuple) -> None:
 
 
 def _copies(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    """The solution, and the solver state without what is only there to restart."""
-    y, solver_state = state
-    return jtu.tree_map(jnp.asarray, (y, copy_of(solver_state)))
+    """The solution, and the solver state without what is only there to restart, also
+    inside of the state of a solver that is made of another one."""
+    copies = jtu.tree_map(copy_of, state, is_leaf=_is_restart_state)
+    return jtu.tree_map(jnp.asarray, copies)
+
+
+def _is_restart_state(x: Any) -> bool:
+    return type(x) is RestartState
 
 
 def _floating(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    is_leaf = lambda x: type(x) is RestartState
-    copies = jtu.tree_map(copy_of, state, is_leaf=is_leaf)
-    return eqx.filter(copies, eqx.is_inexact_array)
+    return eqx.filter(_copies(state), eqx.is_inexact_array)
 
 
 def _init_carry(problem: Problem, t: RealScalarLike, state: tuple) -> Any:
