@@ -171,8 +171,8 @@ class ReversibleSweep(AbstractStepSweep):
             return end, loss
         found, (y, copy) = states.checkpoints.find(step.number - 1)
         found = found & step.active
-        # The solver state comes second in what is carried.
-        known = (y, jtu.tree_map(with_copy, end[1], copy, is_leaf=_is_restart_state))
+        # If a solver restarts, the solver state comes second in what is carried.
+        known = (y, _with_copies(end[1], copy))
 
         def restart():
             loss = self._loss(solved, t0, end, known, step.restarts)
@@ -278,6 +278,16 @@ def _copies(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
     inside of the state of a solver that is made of another one."""
     copies = jtu.tree_map(copy_of, state, is_leaf=_is_restart_state)
     return jtu.tree_map(jnp.asarray, copies)
+
+
+def _with_copies(carried: PyTree, copies: PyTree) -> PyTree:
+    """The inverse of `_copies`, for the solver state. What is only there to restart is that
+    which is `carried`; if there is nothing of the kind, that may be of another form."""
+    if not any(
+        map(_is_restart_state, jtu.tree_leaves(carried, is_leaf=_is_restart_state))
+    ):
+        return copies
+    return jtu.tree_map(with_copy, carried, copies, is_leaf=_is_restart_state)
 
 
 def _is_restart_state(x: Any) -> bool:
